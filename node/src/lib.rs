@@ -1,0 +1,1 @@
+//! The crate root; modules land with their first user.

@@ -1,0 +1,3 @@
+//! The `hyperfabric` command.
+
+fn main() {}
