@@ -1,0 +1,315 @@
+//! Control frames: what two connected peers say to each other beside payloads.
+//!
+//! A frame is a CBOR array of its type and one map. An unknown type below [`CRITICAL_TYPE`] is skipped, so that
+//! old peers can live beside new ones; from there on it is a violation. [FRAME-1..6]
+
+use alloc::vec::Vec;
+
+use crate::cbor::{DecodeError, Decoder, Encoder, List, Text, Value, wire_enum, wire_map};
+use crate::cert::Membership;
+use crate::flood::{ITEMS_PER_FRAME_MAX, ItemKind};
+use crate::sign::Signed;
+use crate::transfer::{ChunkRanges, Fault, Offer};
+use crate::{NodeId, PeerId, TransferId};
+
+/// The largest frame, in bytes, without its length prefix.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Frame types from here on must be understood.
+pub const CRITICAL_TYPE: u64 = 128;
+/// The version of the wire format that this crate speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// How many buckets a flood summary has.
+pub const SUMMARY_BUCKETS: usize = 256;
+/// The most entries in one digest frame: they fit [`FRAME_BYTES_MAX`] at 56 bytes each.
+pub const DIGEST_ENTRIES_MAX: usize = 1000;
+/// The longest explanation in a frame, in bytes.
+pub const DETAIL_BYTES_MAX: usize = 512;
+
+wire_map! {
+    /// The first frame in each direction of a prompt connection.
+    pub struct Hello {
+        /// [`PROTOCOL_VERSION`] of the sender.
+        0 => pub version: u16,
+        /// Feature bits; none are defined yet.
+        1 => pub features: u64,
+        /// Drawn at random when the peer's process starts: a new one means that the peer was restarted.
+        2 => pub incarnation: u64,
+        /// What the sender runs, for people.
+        3 => pub agent: Text<64>,
+    }
+}
+
+/// One 64-bit hash for each bucket of the sender's flood database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary(pub Vec<u64>);
+
+impl Value for Summary {
+    fn encode(&self, e: &mut Encoder) {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|hash| hash.to_be_bytes()).collect();
+        e.map(1);
+        e.u64(0);
+        e.bytes(&bytes);
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        let mut hashes = None;
+        d.map(|key, d| {
+            if key == 0 {
+                let bytes = d.bytes(SUMMARY_BUCKETS * 8)?;
+                if bytes.len() != SUMMARY_BUCKETS * 8 {
+                    return Err(DecodeError::Invalid("summary length"));
+                }
+                let (words, _) = bytes.as_chunks::<8>();
+                hashes = Some(words.iter().map(|w| u64::from_be_bytes(*w)).collect());
+            }
+            Ok(key == 0)
+        })?;
+        hashes.map(Self).ok_or(DecodeError::Missing(0))
+    }
+}
+
+wire_map! {
+    /// What a peer has of one item: enough to tell who has the newer one.
+    pub struct DigestEntry {
+        /// The item's kind.
+        0 => pub kind: ItemKind,
+        /// Who publishes it.
+        1 => pub origin: PeerId,
+        /// Which of the origin's items.
+        2 => pub id: u64,
+        /// How new it is.
+        3 => pub sequence: u64,
+    }
+}
+
+wire_map! {
+    /// Everything that the sender has in one bucket.
+    pub struct Digest {
+        /// The bucket.
+        0 => pub bucket: u8,
+        /// Its items.
+        1 => pub entries: List<DigestEntry, DIGEST_ENTRIES_MAX>,
+    }
+}
+
+wire_map! {
+    /// A batch of flooded items.
+    pub struct Items {
+        /// Signed [`crate::flood::Item`]s.
+        0 => pub items: List<Signed, ITEMS_PER_FRAME_MAX>,
+    }
+}
+
+wire_map! {
+    /// An offer to send bytes.
+    pub struct OfferFrame {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// What is offered.
+        1 => pub offer: Offer,
+    }
+}
+
+wire_map! {
+    /// The receiver is ready for the chunks that it does not have.
+    pub struct Accept {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// The chunks that are on the receiver's disk already.
+        1 => pub have: ChunkRanges,
+        /// Numbers the attempt: chunks on a stream of an earlier one are ignored.
+        2 => pub attempt: u32,
+    }
+}
+
+wire_map! {
+    /// Chunks that have become durable at the receiver.
+    pub struct Progress {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// Every durable chunk of the transfer.
+        1 => pub durable_bytes: u64,
+    }
+}
+
+wire_map! {
+    /// All chunks were sent; this closes the transfer.
+    pub struct Finish {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// BLAKE3 of the whole payload.
+        1 => pub root: [u8; 32],
+    }
+}
+
+wire_map! {
+    /// The receiver has the whole payload, verified, durable and in its place.
+    pub struct Delivered {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// BLAKE3 of what was delivered.
+        1 => pub root: [u8; 32],
+    }
+}
+
+wire_map! {
+    /// The transfer is over, without having been delivered.
+    pub struct Abort {
+        /// Which transfer.
+        0 => pub transfer: TransferId,
+        /// Why.
+        1 => pub fault: Fault,
+        /// More about it, for people.
+        2 => pub detail: Option<Text<DETAIL_BYTES_MAX>>,
+    }
+}
+
+wire_map! {
+    /// The bearer of a ticket asks for a certificate.
+    pub struct JoinRequest {
+        /// The ticket's secret.
+        0 => pub secret: [u8; 16],
+        /// The ticket's name.
+        1 => pub name: NodeId,
+    }
+}
+
+/// Why an issuer does not redeem a ticket, or an admitter does not renew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinRefusal {
+    /// No such ticket was issued here.
+    #[error("the ticket is not known to its issuer")]
+    UnknownTicket,
+    /// The ticket has run out.
+    #[error("the ticket has expired: ask for a new one")]
+    Expired,
+    /// The ticket was used by another peer.
+    #[error("the ticket was already used: ask for a new one")]
+    Used,
+    /// The ticket grants another name.
+    #[error("the ticket was issued for another name")]
+    OtherName,
+    /// The name belongs to another peer.
+    #[error("the name is taken by another peer")]
+    NameTaken,
+    /// The issuer may not admit any more.
+    #[error("the issuer is not an admitter of the mesh")]
+    NotAnAdmitter,
+    /// The peer was revoked.
+    #[error("this peer was revoked")]
+    Revoked,
+    /// The issuer could not write down that the ticket was used.
+    #[error("the issuer could not record the use of the ticket: try again")]
+    Storage,
+}
+
+wire_enum!(JoinRefusal {
+    UnknownTicket = 0,
+    Expired = 1,
+    Used = 2,
+    OtherName = 3,
+    NameTaken = 4,
+    NotAnAdmitter = 5,
+    Revoked = 6,
+    Storage = 7,
+});
+
+wire_map! {
+    /// The answer to a [`JoinRequest`] or a renewal: one of the two fields.
+    pub struct JoinReply {
+        /// The membership granted.
+        0 => pub membership: Option<Membership>,
+        /// Why there is none.
+        1 => pub refusal: Option<JoinRefusal>,
+    }
+}
+
+wire_map! {
+    /// A member asks an admitter for a certificate with a later end.
+    pub struct RenewRequest {
+        /// The membership that it holds.
+        0 => pub membership: Membership,
+    }
+}
+
+/// Declares the frame types with their numbers.
+macro_rules! frames {
+    ($($(#[$meta:meta])* $code:literal => $variant:ident($ty:ty)),* $(,)?) => {
+        /// A control frame.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Frame {
+            $($(#[$meta])* $variant($ty),)*
+        }
+
+        impl Frame {
+            /// Returns the frame's bytes, without the length prefix.
+            #[must_use]
+            pub fn to_bytes(&self) -> Vec<u8> {
+                let mut e = Encoder::new();
+                e.array(2);
+                match self {
+                    $(Self::$variant(body) => {
+                        e.u64($code);
+                        body.encode(&mut e);
+                    })*
+                }
+                e.into_bytes()
+            }
+
+            /// Reads a frame; `None` is a frame of a kind that may be skipped.
+            ///
+            /// # Errors
+            /// [`DecodeError`] when the bytes are not a frame, or one that must be understood and is not.
+            pub fn from_bytes(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
+                if bytes.len() > FRAME_BYTES_MAX {
+                    return Err(DecodeError::TooLong(FRAME_BYTES_MAX));
+                }
+                let mut d = Decoder::new(bytes);
+                if d.array(2)? != 2 {
+                    return Err(DecodeError::Invalid("frame"));
+                }
+                let frame = match d.u64()? {
+                    $($code => Self::$variant(Value::decode(&mut d)?),)*
+                    code if code >= CRITICAL_TYPE => return Err(DecodeError::Critical(code)),
+                    _ => return Ok(None),
+                };
+                d.end()?;
+                Ok(Some(frame))
+            }
+        }
+    };
+}
+
+frames! {
+    /// Opens a connection.
+    0 => Hello(Hello),
+    /// Starts the synchronisation of the flood databases.
+    1 => Summary(Summary),
+    /// Answers a summary, bucket by bucket.
+    2 => Digest(Digest),
+    /// Floods.
+    3 => Items(Items),
+    /// Offers a transfer.
+    8 => Offer(OfferFrame),
+    /// Accepts it.
+    9 => Accept(Accept),
+    /// Reports on it.
+    10 => Progress(Progress),
+    /// Closes it, from the sender.
+    11 => Finish(Finish),
+    /// Closes it, from the receiver.
+    12 => Delivered(Delivered),
+    /// Ends it without success, from either side.
+    13 => Abort(Abort),
+    /// Asks for a certificate.
+    16 => JoinRequest(JoinRequest),
+    /// Answers.
+    17 => JoinReply(JoinReply),
+    /// Asks for a longer certificate.
+    18 => RenewRequest(RenewRequest),
+    /// Answers.
+    19 => RenewReply(JoinReply),
+}
+
+#[cfg(test)]
+mod tests;
