@@ -145,7 +145,11 @@ impl<'b> Decoder<'b> {
     /// [`DecodeError`].
     pub fn bytes(&mut self, max: usize) -> Result<&'b [u8], DecodeError> {
         let bytes = self.read(minicbor::Decoder::bytes)?;
-        if bytes.len() > max { Err(DecodeError::TooLong(max)) } else { Ok(bytes) }
+        if bytes.len() > max {
+            Err(DecodeError::TooLong(max))
+        } else {
+            Ok(bytes)
+        }
     }
 
     /// Reads a byte string of exactly `N` bytes.
@@ -153,7 +157,9 @@ impl<'b> Decoder<'b> {
     /// # Errors
     /// [`DecodeError`].
     pub fn fixed_bytes<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        self.bytes(N)?.try_into().map_err(|_| DecodeError::Invalid("length"))
+        self.bytes(N)?
+            .try_into()
+            .map_err(|_| DecodeError::Invalid("length"))
     }
 
     /// Reads a text string of at most `max` bytes.
@@ -162,7 +168,11 @@ impl<'b> Decoder<'b> {
     /// [`DecodeError`].
     pub fn text(&mut self, max: usize) -> Result<&'b str, DecodeError> {
         let text = self.read(minicbor::Decoder::str)?;
-        if text.len() > max { Err(DecodeError::TooLong(max)) } else { Ok(text) }
+        if text.len() > max {
+            Err(DecodeError::TooLong(max))
+        } else {
+            Ok(text)
+        }
     }
 
     /// Reads the header of an array of at most `max` values.
@@ -171,7 +181,9 @@ impl<'b> Decoder<'b> {
     /// [`DecodeError`].
     pub fn array(&mut self, max: usize) -> Result<usize, DecodeError> {
         let at = self.0.position();
-        let len = self.read(minicbor::Decoder::array)?.ok_or(DecodeError::Malformed(at))?;
+        let len = self
+            .read(minicbor::Decoder::array)?
+            .ok_or(DecodeError::Malformed(at))?;
         match usize::try_from(len) {
             Ok(len) if len <= max => Ok(len),
             _ => Err(DecodeError::TooLong(max)),
@@ -187,7 +199,9 @@ impl<'b> Decoder<'b> {
         mut field: impl FnMut(u64, &mut Self) -> Result<bool, DecodeError>,
     ) -> Result<(), DecodeError> {
         let at = self.0.position();
-        let len = self.read(minicbor::Decoder::map)?.ok_or(DecodeError::Malformed(at))?;
+        let len = self
+            .read(minicbor::Decoder::map)?
+            .ok_or(DecodeError::Malformed(at))?;
         let mut last = None;
         for _ in 0..len {
             let key = self.u64()?;
@@ -210,7 +224,11 @@ impl<'b> Decoder<'b> {
     /// # Errors
     /// [`DecodeError::Trailing`].
     pub fn end(&self) -> Result<(), DecodeError> {
-        if self.0.position() == self.0.input().len() { Ok(()) } else { Err(DecodeError::Trailing) }
+        if self.0.position() == self.0.input().len() {
+            Ok(())
+        } else {
+            Err(DecodeError::Trailing)
+        }
     }
 }
 

@@ -131,7 +131,9 @@ impl MeshRoot {
     #[must_use]
     pub fn id(&self) -> MeshId {
         MeshId(match self {
-            Self::Closed { authority, .. } => blake3::derive_key("hyperfabric mesh authority v1", authority.as_bytes()),
+            Self::Closed { authority, .. } => {
+                blake3::derive_key("hyperfabric mesh authority v1", authority.as_bytes())
+            }
             Self::Open { name } => blake3::derive_key("hyperfabric open mesh v1", name.as_bytes()),
         })
     }
@@ -169,8 +171,17 @@ pub struct Member {
 impl Delegation {
     /// Makes and signs a delegation valid from `now` on.
     #[must_use]
-    pub fn issue(authority: &SigningKey, mesh_name: &str, admitter: PeerId, now: UnixMillis, valid: Duration) -> Signed {
-        let root = MeshRoot::Closed { authority: authority.peer_id(), name: String::new() };
+    pub fn issue(
+        authority: &SigningKey,
+        mesh_name: &str,
+        admitter: PeerId,
+        now: UnixMillis,
+        valid: Duration,
+    ) -> Signed {
+        let root = MeshRoot::Closed {
+            authority: authority.peer_id(),
+            name: String::new(),
+        };
         let body = Self {
             mesh: root.id(),
             admitter,
@@ -202,7 +213,10 @@ impl Membership {
             not_before: now.before(CLOCK_SKEW_MAX),
             not_after: now.after(CERTIFICATE_VALIDITY),
         };
-        Self { certificate: certificate.sign(key), delegation: None }
+        Self {
+            certificate: certificate.sign(key),
+            delegation: None,
+        }
     }
 
     /// Returns the encoded form.
@@ -215,7 +229,12 @@ impl Membership {
     ///
     /// # Errors
     /// [`CertificateError`] says why it is refused.
-    pub fn verify(bytes: &[u8], root: &MeshRoot, peer: &PeerId, now: UnixMillis) -> Result<Member, CertificateError> {
+    pub fn verify(
+        bytes: &[u8],
+        root: &MeshRoot,
+        peer: &PeerId,
+        now: UnixMillis,
+    ) -> Result<Member, CertificateError> {
         if bytes.len() > MEMBERSHIP_BYTES_MAX {
             return Err(DecodeError::TooLong(MEMBERSHIP_BYTES_MAX).into());
         }
@@ -223,8 +242,14 @@ impl Membership {
         this.verify_chain(root, peer, now)
     }
 
-    fn verify_chain(&self, root: &MeshRoot, peer: &PeerId, now: UnixMillis) -> Result<Member, CertificateError> {
-        let certificate: Certificate = cbor::from_bytes(self.certificate.verify(Domain::Certificate)?)?;
+    fn verify_chain(
+        &self,
+        root: &MeshRoot,
+        peer: &PeerId,
+        now: UnixMillis,
+    ) -> Result<Member, CertificateError> {
+        let certificate: Certificate =
+            cbor::from_bytes(self.certificate.verify(Domain::Certificate)?)?;
         // The mesh first: a member of another mesh should hear that, not that its signatures are unknown.
         if certificate.mesh != root.id() {
             return Err(CertificateError::OtherMesh);
@@ -237,22 +262,37 @@ impl Membership {
         match (root, &self.delegation) {
             (MeshRoot::Open { .. }, None) if signer == *peer => {}
             (MeshRoot::Closed { authority, .. }, None) if signer == *authority => {}
-            (MeshRoot::Closed { authority, .. }, Some(delegation)) if delegation.claimed_signer() == *authority => {
-                let delegation: Delegation = cbor::from_bytes(delegation.verify(Domain::Delegation)?)?;
+            (MeshRoot::Closed { authority, .. }, Some(delegation))
+                if delegation.claimed_signer() == *authority =>
+            {
+                let delegation: Delegation =
+                    cbor::from_bytes(delegation.verify(Domain::Delegation)?)?;
                 if delegation.mesh != certificate.mesh || delegation.admitter != signer {
                     return Err(CertificateError::Forged);
                 }
                 check_validity(delegation.not_before, delegation.not_after, now)?;
                 not_after = not_after.min(delegation.not_after);
             }
-            (MeshRoot::Open { .. } | MeshRoot::Closed { .. }, None | Some(_)) => return Err(CertificateError::Forged),
+            (MeshRoot::Open { .. } | MeshRoot::Closed { .. }, None | Some(_)) => {
+                return Err(CertificateError::Forged);
+            }
         }
         check_validity(certificate.not_before, certificate.not_after, now)?;
-        Ok(Member { peer: *peer, name: certificate.name, serial: certificate.serial, not_after, admitter: signer })
+        Ok(Member {
+            peer: *peer,
+            name: certificate.name,
+            serial: certificate.serial,
+            not_after,
+            admitter: signer,
+        })
     }
 }
 
-fn check_validity(not_before: UnixMillis, not_after: UnixMillis, now: UnixMillis) -> Result<(), CertificateError> {
+fn check_validity(
+    not_before: UnixMillis,
+    not_after: UnixMillis,
+    now: UnixMillis,
+) -> Result<(), CertificateError> {
     if now.after(CLOCK_SKEW_MAX) < not_before {
         Err(CertificateError::NotYetValid)
     } else if now.before(CLOCK_SKEW_MAX) > not_after {
@@ -261,9 +301,6 @@ fn check_validity(not_before: UnixMillis, not_after: UnixMillis, now: UnixMillis
         Ok(())
     }
 }
-
-
-
 
 /// The right to admit members: a key and, unless it is the authority's own, the delegation behind it.
 #[derive(Clone, Debug)]
@@ -294,11 +331,11 @@ impl Admitter {
             not_before: now.before(CLOCK_SKEW_MAX),
             not_after: now.after(valid),
         };
-        Membership { certificate: certificate.sign(&self.key), delegation: self.delegation.clone() }
+        Membership {
+            certificate: certificate.sign(&self.key),
+            delegation: self.delegation.clone(),
+        }
     }
 }
 
 const _: () = assert!(MEMBERSHIP_BYTES_MAX < SIGNED_BYTES_MAX);
-
-#[cfg(test)]
-mod tests;

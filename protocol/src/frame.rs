@@ -310,6 +310,3 @@ frames! {
     /// Answers.
     19 => RenewReply(JoinReply),
 }
-
-#[cfg(test)]
-mod tests;

@@ -225,7 +225,8 @@ impl NodeId {
             !s.is_empty()
                 && s.len() <= NODE_ID_SEGMENT_BYTES_MAX
                 && !s.starts_with('.')
-                && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+                && s.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         };
         if text.len() <= NODE_ID_BYTES_MAX && text.split('/').all(segment_ok) {
             Ok(Self(text))
@@ -243,7 +244,9 @@ impl NodeId {
     /// Tells whether this id is `grant` or lies below it.
     #[must_use]
     pub fn is_within(&self, grant: &Self) -> bool {
-        self.0.strip_prefix(&grant.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.0
+            .strip_prefix(&grant.0)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
@@ -294,8 +297,14 @@ impl Address {
     /// [`IdError::Address`] when it is empty, too long or not printable ASCII.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
-        let ok = !text.is_empty() && text.len() <= ADDRESS_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
-        if ok { Ok(Self(text)) } else { Err(IdError::Address) }
+        let ok = !text.is_empty()
+            && text.len() <= ADDRESS_BYTES_MAX
+            && text.bytes().all(|b| b.is_ascii_graphic());
+        if ok {
+            Ok(Self(text))
+        } else {
+            Err(IdError::Address)
+        }
     }
 
     /// Returns the text.

@@ -27,16 +27,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod admission;
 pub mod cbor;
 pub mod cert;
-pub mod directory;
 pub mod error;
-pub mod fabric;
 pub mod flood;
 pub mod frame;
 pub mod id;
-pub mod neighbors;
 pub mod random;
 pub mod sign;
 pub mod ticket;
@@ -45,7 +41,6 @@ pub mod transfer;
 pub mod types;
 
 pub use cbor::DecodeError;
-pub use fabric::Fabric;
 pub use id::{Address, ConnId, MeshId, NodeId, PeerId, Serial, TransferId};
 pub use sign::{Signed, SigningKey};
 pub use time::{Instant, Now, UnixMillis};

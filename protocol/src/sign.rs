@@ -97,7 +97,12 @@ pub struct Signed(Arc<[u8]>);
 
 impl core::fmt::Debug for Signed {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Signed(by {:?}, {} bytes)", self.claimed_signer(), self.0.len())
+        write!(
+            f,
+            "Signed(by {:?}, {} bytes)",
+            self.claimed_signer(),
+            self.0.len()
+        )
     }
 }
 
@@ -136,10 +141,13 @@ impl Signed {
     /// # Errors
     /// [`BadSignature`], also for weak keys and malleable signatures.
     pub fn verify(&self, domain: Domain) -> Result<&[u8], BadSignature> {
-        let key = ed25519_dalek::VerifyingKey::from_bytes(self.claimed_signer().as_bytes()).map_err(|_| BadSignature)?;
-        let signature = ed25519_dalek::Signature::from_slice(&self.0[32..96]).map_err(|_| BadSignature)?;
+        let key = ed25519_dalek::VerifyingKey::from_bytes(self.claimed_signer().as_bytes())
+            .map_err(|_| BadSignature)?;
+        let signature =
+            ed25519_dalek::Signature::from_slice(&self.0[32..96]).map_err(|_| BadSignature)?;
         let body = self.unverified_body();
-        key.verify_strict(&message(domain, body), &signature).map_err(|_| BadSignature)?;
+        key.verify_strict(&message(domain, body), &signature)
+            .map_err(|_| BadSignature)?;
         Ok(body)
     }
 

@@ -82,7 +82,10 @@ impl Ticket {
     /// Returns the mesh that the ticket leads to.
     #[must_use]
     pub fn root(&self) -> MeshRoot {
-        MeshRoot::Closed { authority: self.0.authority, name: String::from(&*self.0.mesh_name) }
+        MeshRoot::Closed {
+            authority: self.0.authority,
+            name: String::from(&*self.0.mesh_name),
+        }
     }
 
     /// Returns the secret.
@@ -102,7 +105,11 @@ impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = cbor::to_bytes(&self.0);
         bytes.extend_from_slice(&checksum(&bytes));
-        write!(f, "{TICKET_PREFIX}{}", data_encoding::BASE64URL_NOPAD.encode(&bytes))
+        write!(
+            f,
+            "{TICKET_PREFIX}{}",
+            data_encoding::BASE64URL_NOPAD.encode(&bytes)
+        )
     }
 }
 
@@ -111,13 +118,18 @@ impl FromStr for Ticket {
 
     fn from_str(text: &str) -> Result<Self, TicketError> {
         let text = text.trim();
-        let encoded = text.strip_prefix(TICKET_PREFIX).ok_or(TicketError::NotATicket)?;
+        let encoded = text
+            .strip_prefix(TICKET_PREFIX)
+            .ok_or(TicketError::NotATicket)?;
         if text.len() > TICKET_CHARS_MAX {
             return Err(TicketError::Damaged);
         }
-        let bytes: Vec<u8> =
-            data_encoding::BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| TicketError::Damaged)?;
-        let (body, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TicketError::Damaged)?;
+        let bytes: Vec<u8> = data_encoding::BASE64URL_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|_| TicketError::Damaged)?;
+        let (body, sum) = bytes
+            .split_last_chunk::<CHECKSUM_BYTES>()
+            .ok_or(TicketError::Damaged)?;
         if checksum(body) != *sum {
             return Err(TicketError::Damaged);
         }

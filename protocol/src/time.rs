@@ -13,7 +13,10 @@ impl Instant {
     /// Returns the instant `duration` later, saturating at the end of the clock.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// Returns the time passed since `earlier`, or zero when `earlier` is later.
@@ -32,13 +35,19 @@ impl UnixMillis {
     /// Returns the time `duration` later, saturating.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// Returns the time `duration` earlier, saturating at 1970.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// Returns the time passed since `earlier`, or zero when `earlier` is later.

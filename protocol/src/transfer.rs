@@ -5,12 +5,8 @@
 //! receiver's journal says what it has). Both ends always reach an end: delivered, or a named [`Fault`].
 //! [XFER-1..14]
 
-mod machine;
 mod offer;
 mod ranges;
 
-pub use machine::{
-    Input, Job, JobResult, Output, PayloadOrder, Prepared, Role, TransferError, TransferEvent, TransferState, Transfers,
-};
 pub use offer::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, Fault, Offer, PayloadKind};
 pub use ranges::{ChunkRanges, RANGES_MAX};

@@ -156,31 +156,58 @@ pub struct NodeSignature {
     /// Latency of its link, in nanoseconds.
     pub latency_ns: u64,
     /// Memory, in GB (10^9 bytes).
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub memory_gb: Option<f64>,
     /// Cores, streaming multiprocessors, or what its kind counts.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub compute_units: Option<u32>,
     /// Power, in watts.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub power_watts: Option<f64>,
     /// Where in a rack it stands.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub rack_position: Option<String>,
     /// Where on earth it stands.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub physical_location: Option<String>,
     /// Coherence time of a quantum processor, in microseconds.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub quantum_coherence_time_us: Option<f64>,
     /// Neurons of a neuromorphic chip.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub neuromorphic_neurons: Option<u64>,
     /// Channels of a photonic component.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub photonic_channels: Option<u32>,
     /// Anything else, as short texts.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "BTreeMap::is_empty"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "BTreeMap::is_empty")
+    )]
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -234,7 +261,10 @@ impl NodeSignature {
                 return Err(InvalidNode::Quantity(name));
             }
         }
-        for (name, value) in [("rack_position", &self.rack_position), ("physical_location", &self.physical_location)] {
+        for (name, value) in [
+            ("rack_position", &self.rack_position),
+            ("physical_location", &self.physical_location),
+        ] {
             if value.as_ref().is_some_and(|v| v.len() > TEXT_BYTES_MAX) {
                 return Err(InvalidNode::Text(name));
             }
@@ -242,10 +272,16 @@ impl NodeSignature {
         if self.metadata.len() > METADATA_ENTRIES_MAX {
             return Err(InvalidNode::Metadata);
         }
-        if self.metadata.iter().any(|(k, v)| k.len() > TEXT_BYTES_MAX || v.len() > TEXT_BYTES_MAX) {
+        if self
+            .metadata
+            .iter()
+            .any(|(k, v)| k.len() > TEXT_BYTES_MAX || v.len() > TEXT_BYTES_MAX)
+        {
             return Err(InvalidNode::Text("metadata"));
         }
-        if self.hardware_type == HardwareType::QuantumQpu && self.quantum_coherence_time_us.unwrap_or(0.0) <= 0.0 {
+        if self.hardware_type == HardwareType::QuantumQpu
+            && self.quantum_coherence_time_us.unwrap_or(0.0) <= 0.0
+        {
             return Err(InvalidNode::CoherenceTime);
         }
         Ok(())
@@ -312,7 +348,11 @@ impl Value for Metadata {
 }
 
 /// Converts a checked quantity to the wire's smaller unit.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "validate bounds the product to 2^53")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "validate bounds the product to 2^53"
+)]
 fn scale(value: f64, factor: f64) -> u64 {
     // `no_std` has no `f64::round`; adding a half and truncating is the same for what is not negative.
     (value * factor + 0.5).min(WIRE_MAX) as u64
@@ -346,8 +386,15 @@ impl Value for NodeSignature {
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         let wire = WireNode::decode(d)?;
-        let quantities: Vec<u64> =
-            [Some(wire.bandwidth_kbps), wire.memory_bytes, wire.power_mw, wire.coherence_ns].into_iter().flatten().collect();
+        let quantities: Vec<u64> = [
+            Some(wire.bandwidth_kbps),
+            wire.memory_bytes,
+            wire.power_mw,
+            wire.coherence_ns,
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         if quantities.into_iter().any(|v| unscale(v, 1.0) >= WIRE_MAX) {
             return Err(DecodeError::Invalid("node quantity"));
         }
@@ -366,7 +413,8 @@ impl Value for NodeSignature {
             photonic_channels: wire.channels,
             metadata: wire.metadata.0,
         };
-        node.validate().map_err(|_| DecodeError::Invalid("node signature"))?;
+        node.validate()
+            .map_err(|_| DecodeError::Invalid("node signature"))?;
         Ok(node)
     }
 }
