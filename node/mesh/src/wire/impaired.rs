@@ -1,0 +1,353 @@
+//! A wire that behaves like a bad network: a decorator over any other [`Wire`], for simulations and for the API's network conditions.
+//!
+//! Latency, jitter, loss, rate, queue and MTU act on what this peer sends, so that each direction of a link is described at its own
+//! sender; a partition can also drop what arrives. The decisions are made by [`line::Line`], a state machine without a clock, from a seed:
+//! the same datagrams at the same times meet the same fate. One task per impaired wire moves due datagrams on; there is no thread. It does
+//! not model corruption or duplication.
+
+mod line;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::line::{Datagram, Fate, Line};
+use super::{Capabilities, Outgoing, Received, Wire, WriteReady};
+use crate::sync::lock;
+
+/// The most bytes that an impaired wire holds back at any time; beyond it datagrams are dropped as by a full queue.
+pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The most remotes that one partition can name.
+pub const PARTITION_REMOTES_MAX: usize = 1_024;
+
+/// The conditions of an impaired wire. The default impairs nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impairment {
+    /// Added to every datagram sent.
+    pub latency: Duration,
+    /// A further delay, drawn uniformly from zero to this; it reorders datagrams as real jitter does.
+    pub jitter: Duration,
+    /// The share of datagrams lost, in parts per million.
+    pub loss_ppm: u32,
+    /// How many bytes leave per second; none is unlimited.
+    pub rate_bytes_per_s: Option<NonZeroU64>,
+    /// How many bytes may wait for the rate before the newest are dropped.
+    pub queue_bytes_max: usize,
+    /// Datagrams with a larger payload vanish, as in a tunnel that does not report it.
+    pub mtu_max: Option<u16>,
+    /// Who is cut off.
+    pub partition: Partition,
+}
+
+impl Impairment {
+    /// One second at 100 Mbit/s: deeper than most real queues, and bounded.
+    pub const QUEUE_BYTES_DEFAULT: usize = 12_500_000;
+
+    /// Whether a datagram that is sent now leaves unchanged and at once.
+    fn passes_all(&self) -> bool {
+        self.latency.is_zero()
+            && self.jitter.is_zero()
+            && self.loss_ppm == 0
+            && self.rate_bytes_per_s.is_none()
+            && self.mtu_max.is_none()
+            && matches!(self.partition, Partition::None)
+    }
+}
+
+impl Default for Impairment {
+    fn default() -> Self {
+        Self {
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            loss_ppm: 0,
+            rate_bytes_per_s: None,
+            queue_bytes_max: Self::QUEUE_BYTES_DEFAULT,
+            mtu_max: None,
+            partition: Partition::None,
+        }
+    }
+}
+
+/// Which directions a partition cuts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// What this peer sends.
+    Outgoing,
+    /// What reaches this peer.
+    Incoming,
+    /// Both.
+    Both,
+}
+
+impl Cut {
+    fn outgoing(self) -> bool {
+        matches!(self, Self::Outgoing | Self::Both)
+    }
+
+    fn incoming(self) -> bool {
+        matches!(self, Self::Incoming | Self::Both)
+    }
+}
+
+/// Whose datagrams vanish.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Partition {
+    /// Nobody's.
+    #[default]
+    None,
+    /// Everybody's.
+    All(Cut),
+    /// Those of the named remotes, at most [`PARTITION_REMOTES_MAX`]. IPv4-mapped addresses count as IPv4.
+    Remotes {
+        /// The remote sockets that are cut off.
+        remotes: BTreeSet<SocketAddr>,
+        /// In which directions.
+        cut: Cut,
+    },
+}
+
+impl Partition {
+    fn cuts(&self, remote: SocketAddr, direction: fn(Cut) -> bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::All(cut) => direction(*cut),
+            Self::Remotes { remotes, cut } => {
+                direction(*cut) && remotes.contains(&canonical(remote))
+            }
+        }
+    }
+
+    fn normalized(self) -> Self {
+        match self {
+            Self::None | Self::All(_) => self,
+            Self::Remotes { remotes, cut } => Self::Remotes {
+                remotes: remotes
+                    .into_iter()
+                    .map(canonical)
+                    .take(PARTITION_REMOTES_MAX)
+                    .collect(),
+                cut,
+            },
+        }
+    }
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// What became of the datagrams so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImpairmentStats {
+    /// Passed on to the wire below.
+    pub sent: u64,
+    /// Lost by chance.
+    pub lost: u64,
+    /// Dropped because the queue, or the bound on held bytes, was full.
+    pub overflowed: u64,
+    /// Larger than the MTU.
+    pub oversized: u64,
+    /// Cut off by the partition, in either direction.
+    pub partitioned: u64,
+}
+
+/// An impaired wire and the handle that changes its conditions.
+#[derive(Debug)]
+pub struct Impaired {
+    /// Goes into an endpoint.
+    pub wire: Arc<ImpairedWire>,
+    /// Stays with whoever sets the conditions.
+    pub handle: ImpairmentHandle,
+}
+
+/// Changes the conditions of an impaired wire while it runs.
+#[derive(Clone, Debug)]
+pub struct ImpairmentHandle(Arc<Shared>);
+
+impl ImpairmentHandle {
+    /// Sets new conditions. Datagrams already under way keep the delay that they were given.
+    pub fn set(&self, impairment: Impairment) {
+        let impairment = Impairment {
+            partition: impairment.partition.normalized(),
+            ..impairment
+        };
+        lock(&self.0.line).set_impairment(impairment);
+    }
+
+    /// The conditions in force.
+    pub fn current(&self) -> Impairment {
+        lock(&self.0.line).impairment().clone()
+    }
+
+    /// What became of the datagrams so far.
+    pub fn stats(&self) -> ImpairmentStats {
+        lock(&self.0.line).stats
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    inner: Arc<dyn Wire>,
+    line: Mutex<Line>,
+    /// Wakes the pump: the earliest datagram changed, or the wire was dropped.
+    changed: Notify,
+    dropped: AtomicBool,
+}
+
+/// The decorator; see the module.
+#[derive(Debug)]
+pub struct ImpairedWire(Arc<Shared>);
+
+impl ImpairedWire {
+    /// Puts `impairment` over `inner`. Its random choices follow from `seed`; its task runs on `runtime` until the wire is dropped.
+    pub fn new(
+        inner: Arc<dyn Wire>,
+        impairment: Impairment,
+        seed: u64,
+        runtime: &Handle,
+    ) -> Impaired {
+        let shared = Arc::new(Shared {
+            inner,
+            line: Mutex::new(Line::new(seed)),
+            changed: Notify::new(),
+            dropped: AtomicBool::new(false),
+        });
+        let handle = ImpairmentHandle(Arc::clone(&shared));
+        handle.set(impairment);
+        runtime.spawn(pump(Arc::clone(&shared)));
+        Impaired {
+            wire: Arc::new(Self(shared)),
+            handle,
+        }
+    }
+}
+
+impl Drop for ImpairedWire {
+    fn drop(&mut self) {
+        self.0.dropped.store(true, Ordering::Release);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Wire for ImpairedWire {
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [Received],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(self.0.inner.poll_recv(cx, bufs, meta))?;
+        let mut line = lock(&self.0.line);
+        for entry in &mut meta[..count] {
+            if line.drops_incoming(entry.addr) {
+                entry.len = 0;
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    // Never answers WouldBlock: the queue has a bound and a drop policy, as the network it stands for.
+    fn try_send(&self, batch: &Outgoing<'_>) -> io::Result<()> {
+        let now = Instant::now();
+        let mut line = lock(&self.0.line);
+        if line.passes_at_once() {
+            // A WouldBlock from below must reach the sender, who then waits on the poller of the wire below.
+            self.0.inner.try_send(batch)?;
+            line.stats.sent += batch.datagrams().count() as u64;
+            return Ok(());
+        }
+        let first_before = line.next_due();
+        for contents in batch.datagrams() {
+            let fate = line.push(
+                now,
+                Datagram {
+                    destination: batch.destination,
+                    contents: Bytes::copy_from_slice(contents),
+                    ecn: batch.ecn,
+                    src_ip: batch.src_ip,
+                },
+            );
+            if fate != Fate::Held {
+                tracing::trace!(?fate, destination = %batch.destination, "datagram dropped");
+            }
+        }
+        if line.next_due() != first_before {
+            self.0.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn write_ready(self: Arc<Self>) -> Pin<Box<dyn WriteReady>> {
+        Arc::clone(&self.0.inner).write_ready()
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.inner.local_addr()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.inner.capabilities()
+    }
+}
+
+/// Passes due datagrams to the wire below, in order, until the impaired wire is dropped.
+async fn pump(shared: Arc<Shared>) {
+    let mut write_ready = Arc::clone(&shared.inner).write_ready();
+    while !shared.dropped.load(Ordering::Acquire) {
+        let due = lock(&shared.line).pop_due(Instant::now());
+        if let Some(datagram) = due {
+            send_on(&shared, &mut write_ready, &datagram).await;
+            continue;
+        }
+        let next = lock(&shared.line).next_due();
+        match next {
+            Some(at) => {
+                // Both outcomes lead to the same look at the queue, so the branch order does not matter.
+                tokio::select! {
+                    () = tokio::time::sleep_until(at) => {}
+                    () = shared.changed.notified() => {}
+                }
+            }
+            None => shared.changed.notified().await,
+        }
+    }
+}
+
+async fn send_on(
+    shared: &Shared,
+    write_ready: &mut Pin<Box<dyn WriteReady>>,
+    datagram: &Datagram,
+) {
+    let batch = datagram.as_outgoing();
+    loop {
+        match shared.inner.try_send(&batch) {
+            Ok(()) => break,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let ready = std::future::poll_fn(|cx| write_ready.as_mut().poll_writable(cx));
+                if ready.await.is_err() {
+                    break;
+                }
+            }
+            Err(e) => {
+                // What a network does with a datagram that it cannot deliver.
+                tracing::debug!(error = %e, destination = %batch.destination, "datagram dropped below the impaired wire");
+                break;
+            }
+        }
+    }
+    lock(&shared.line).stats.sent += 1;
+}
