@@ -1,1 +1,4 @@
 //! The crate root; modules land with their first user.
+
+pub mod storage;
+pub mod workers;
