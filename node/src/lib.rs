@@ -1,4 +1,6 @@
 //! The crate root; modules land with their first user.
 
 pub mod storage;
+pub mod store;
+pub mod transfer;
 pub mod workers;
