@@ -1,0 +1,4 @@
+//! The transfer benchmark.
+#![forbid(unsafe_code)]
+
+fn main() {}
