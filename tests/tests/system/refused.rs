@@ -1,0 +1,146 @@
+//! Who has no right to be here is told so, and the mesh goes on.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, ensure};
+use hyperfabric_protocol::ticket::Ticket;
+use hyperfabric_tests::wait::until;
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
+
+use crate::support::{MIB, goes_on, start_send, under_way};
+
+/// How soon a revocation must be in force at every reachable peer.
+const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Tries to redeem a ticket; it must be refused with an error, and the issuer must know why.
+fn is_refused(mesh: &Mesh, name: &str, ticket: &str) -> Result<()> {
+    let before = mesh.peers[0].log().len();
+    let peer = Peer::init(name)?;
+    let outcome = peer.run(&["join", ticket])?.expect(Exit::Refused)?;
+    ensure!(!outcome.stderr.trim().is_empty(), "the refused was not told why");
+    until("the reason in the issuer's log", PATIENCE, || {
+        Ok(mesh.peers[0].log().len() > before)
+    })?;
+    ensure!(
+        !mesh.peers[0].nodes()?.iter().any(|node| node == name),
+        "{name} is in the mesh"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_used_ticket_is_refused() -> Result<()> {
+    let mut mesh = Mesh::found("lab", "alpha")?;
+    let ticket = mesh.invite("beta", &[])?;
+    let beta = Peer::init("beta")?;
+    beta.run(&["join", &ticket])?.expect(Exit::Done)?;
+    let second = Peer::init("beta2")?;
+    second.run(&["join", &ticket])?.expect(Exit::Refused)?;
+    // Also after a restart: a use is on disk before the certificate leaves.
+    mesh.peers[0].kill()?;
+    mesh.peers[0].up()?;
+    second.run(&["join", &ticket])?.expect(Exit::Refused)?;
+    Ok(())
+}
+
+#[test]
+fn an_expired_ticket_is_refused() -> Result<()> {
+    let mesh = Mesh::found("lab", "alpha")?;
+    let ticket = mesh.invite("beta", &["--expires", "1s"])?;
+    let expired = SystemTime::now() + Duration::from_secs(2);
+    until("the ticket to expire", PATIENCE, || {
+        Ok(SystemTime::now() > expired)
+    })?;
+    is_refused(&mesh, "beta", &ticket)
+}
+
+#[test]
+fn a_ticket_with_another_secret_is_refused() -> Result<()> {
+    let mesh = Mesh::found("lab", "alpha")?;
+    let mut ticket: Ticket = mesh.invite("beta", &[])?.parse()?;
+    ticket.0.secret[0] ^= 1;
+    is_refused(&mesh, "beta", &ticket.to_string())
+}
+
+#[test]
+fn a_ticket_whose_name_was_changed_is_refused() -> Result<()> {
+    let mesh = Mesh::found("lab", "alpha")?;
+    let mut ticket: Ticket = mesh.invite("beta", &[])?.parse()?;
+    ticket.0.name = "gamma".parse()?;
+    is_refused(&mesh, "gamma", &ticket.to_string())
+}
+
+#[test]
+fn a_damaged_ticket_is_recognised_before_anybody_is_asked() -> Result<()> {
+    let mesh = Mesh::found("lab", "alpha")?;
+    let mut ticket = mesh.invite("beta", &[])?;
+    ticket.pop();
+    let outcome = Peer::init("beta")?.run(&["join", &ticket])?;
+    ensure!(matches!(outcome.exit, Exit::Usage | Exit::Refused), "{outcome:?}");
+    ensure!(outcome.stderr.contains("damaged"), "{}", outcome.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_revocation_ends_a_running_transfer_everywhere_within_seconds() -> Result<()> {
+    let mut mesh = Mesh::start("lab", &["alpha", "beta", "gamma"])?;
+    let [alpha, beta, gamma] = mesh.by_name();
+    let folder = Folder::new()?;
+    let path = folder.random(
+        "big.bin",
+        Content {
+            bytes: 1024 * MIB,
+            seed: 3,
+        },
+    )?;
+    let small = folder.random("small.bin", Content { bytes: 1000, seed: 4 })?;
+    beta.tolerate("revoked");
+    let send = start_send(beta, &path, "gamma")?;
+    under_way(beta, 8 * MIB)?;
+    alpha.run(&["mesh", "revoke", "beta"])?.expect(Exit::Done)?;
+    let outcome = send.wait(REVOKED_WITHIN)?.expect(Exit::Refused)?;
+    ensure!(
+        outcome.stderr.to_lowercase().contains("revoked"),
+        "{}",
+        outcome.stderr
+    );
+    ensure!(
+        gamma.received()?.is_empty(),
+        "a file of a revoked member was delivered"
+    );
+    // And for good: neither a new connection nor a restart brings it back.
+    gamma.kill()?;
+    gamma.up()?;
+    let again = beta.run(&[
+        "send",
+        small.to_str().expect("UTF-8"),
+        "--to",
+        "gamma",
+        "--timeout",
+        "3s",
+    ])?;
+    ensure!(again.exit != Exit::Done, "{again:?}");
+    ensure!(gamma.received()?.is_empty());
+    goes_on(alpha, &small, "gamma")
+}
+
+#[test]
+fn a_member_of_another_mesh_is_refused_in_the_handshake() -> Result<()> {
+    let mut ours = Mesh::start("lab", &["alpha"])?;
+    let mut theirs = Mesh::start("den", &["mallory"])?;
+    let ([alpha], [mallory]) = (ours.by_name(), theirs.by_name());
+    let address = format!(
+        "/ip4/127.0.0.1/udp/{}/quic-v1/p2p/{}",
+        alpha.port()?,
+        alpha.ready()?.peer_id
+    );
+    mallory.terminate()?;
+    let before = alpha.log().len();
+    mallory.up_with(&["--bootstrap", &address])?;
+    until("the refusal in the log", PATIENCE, || {
+        Ok(alpha.log()[before..].contains("refused"))
+    })?;
+    ensure!(alpha.nodes()? == ["alpha"], "{:?}", alpha.nodes()?);
+    ensure!(mallory.nodes()? == ["mallory"], "{:?}", mallory.nodes()?);
+    Ok(())
+}
