@@ -339,3 +339,6 @@ impl Admitter {
 }
 
 const _: () = assert!(MEMBERSHIP_BYTES_MAX < SIGNED_BYTES_MAX);
+
+#[cfg(test)]
+mod tests;

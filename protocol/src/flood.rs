@@ -641,3 +641,6 @@ const _: () = assert!(
     SUMMARY_BUCKETS == 256,
     "a bucket is one byte of the origin's key"
 );
+
+#[cfg(test)]
+mod tests;

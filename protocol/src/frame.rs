@@ -310,3 +310,6 @@ frames! {
     /// Answers.
     19 => RenewReply(JoinReply),
 }
+
+#[cfg(test)]
+mod tests;

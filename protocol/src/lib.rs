@@ -27,8 +27,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod admission;
 pub mod cbor;
 pub mod cert;
+pub mod directory;
 pub mod error;
 pub mod flood;
 pub mod frame;

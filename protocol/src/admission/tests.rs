@@ -1,0 +1,318 @@
+//! Tickets, grants and revocations: what is not on disk has not happened.
+
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::cert::{CLOCK_SKEW_MAX, DELEGATION_VALIDITY, Delegation};
+
+const NOW: Now = Now {
+    mono: Instant(0),
+    wall: UnixMillis(1_800_000_000_000),
+};
+const HOUR: Duration = Duration::from_secs(3600);
+const CONN: ConnId = ConnId(1);
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n; 32])
+}
+
+fn id(text: &str) -> NodeId {
+    NodeId::new(text).unwrap()
+}
+
+fn admitter() -> Admission {
+    let root = MeshRoot::Closed {
+        authority: key(1).peer_id(),
+        name: String::from("lab"),
+    };
+    let delegation = Delegation::issue(
+        &key(1),
+        "lab",
+        key(2).peer_id(),
+        NOW.wall,
+        DELEGATION_VALIDITY,
+    );
+    let admitter = Admitter {
+        key: key(2),
+        delegation: Some(delegation),
+    };
+    Admission::new(
+        key(2),
+        Some(root),
+        None,
+        Some(admitter),
+        vec![],
+        vec![],
+        Random::from_seed([2; 32]),
+    )
+}
+
+fn joiner(n: u8) -> Admission {
+    Admission::new(
+        key(n),
+        None,
+        None,
+        None,
+        vec![],
+        vec![],
+        Random::from_seed([n; 32]),
+    )
+}
+
+fn settle(machine: &mut Admission, ok: bool) -> Vec<StateChange> {
+    let mut changes = vec![];
+    while let Some(job) = machine.poll_job() {
+        changes.extend(job.changes);
+        machine.handle_persisted(job.id, ok);
+    }
+    changes
+}
+
+fn ticket(admitter: &mut Admission, uses: u32) -> Ticket {
+    let (ticket, _) = admitter
+        .invite(NOW, id("gpu"), HOUR, uses, vec![], None)
+        .unwrap();
+    settle(admitter, true);
+    ticket
+}
+
+fn redeem(
+    admitter: &mut Admission,
+    peer: u8,
+    ticket: &Ticket,
+    now: Now,
+    disk: bool,
+) -> Result<Member, JoinRefusal> {
+    let mut joiner = joiner(peer);
+    joiner.join(ticket.clone());
+    joiner.handle_join_connection(CONN, key(2).peer_id(), true);
+    let Some((_, Frame::JoinRequest(request))) = joiner.poll_transmit() else {
+        panic!("no request")
+    };
+    admitter.handle_join_request(now, CONN, key(peer).peer_id(), &request, None);
+    settle(admitter, disk);
+    let Some((_, Frame::JoinReply(reply))) = admitter.poll_transmit() else {
+        panic!("no reply")
+    };
+    joiner.handle_join_reply(now, key(2).peer_id(), reply);
+    settle(&mut joiner, true);
+    match core::iter::from_fn(|| joiner.poll_event())
+        .find(|e| !matches!(e, Event::Persisted { .. }))
+    {
+        Some(Event::Joined(member)) => Ok(member),
+        Some(Event::Refused(refusal)) => Err(refusal),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[test]
+fn a_ticket_makes_its_bearer_a_member_under_the_tickets_name() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let member = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    assert_eq!(member.name, id("gpu"));
+    assert_eq!(member.peer, key(3).peer_id());
+}
+
+#[test]
+fn a_used_ticket_is_refused_to_others_and_answered_again_to_its_bearer() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let first = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    assert_eq!(
+        redeem(&mut admitter, 4, &ticket, NOW, true),
+        Err(JoinRefusal::Used)
+    );
+    let again = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    assert_eq!(
+        again.serial, first.serial,
+        "a lost answer must not cost a second certificate"
+    );
+}
+
+#[test]
+fn a_ticket_of_three_uses_grants_three_different_names() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 3);
+    let names: Vec<NodeId> = (3..6)
+        .map(|n| redeem(&mut admitter, n, &ticket, NOW, true).unwrap().name)
+        .collect();
+    assert_eq!(names, [id("gpu"), id("gpu-2"), id("gpu-3")]);
+    assert_eq!(
+        redeem(&mut admitter, 6, &ticket, NOW, true),
+        Err(JoinRefusal::Used)
+    );
+}
+
+#[test]
+fn forged_expired_and_renamed_tickets_are_refused_by_name() {
+    let mut admitter = admitter();
+    let good = ticket(&mut admitter, 1);
+    let mut forged = good.clone();
+    forged.0.secret = [0; 16];
+    assert_eq!(
+        redeem(&mut admitter, 3, &forged, NOW, true),
+        Err(JoinRefusal::UnknownTicket)
+    );
+    let mut renamed = good.clone();
+    renamed.0.name = id("storage");
+    assert_eq!(
+        redeem(&mut admitter, 3, &renamed, NOW, true),
+        Err(JoinRefusal::OtherName)
+    );
+    let later = Now {
+        mono: NOW.mono,
+        wall: NOW.wall.after(HOUR * 2),
+    };
+    assert_eq!(
+        redeem(&mut admitter, 3, &good, later, true),
+        Err(JoinRefusal::Expired)
+    );
+}
+
+#[test]
+fn a_use_that_could_not_be_written_has_not_happened() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    assert_eq!(
+        redeem(&mut admitter, 3, &ticket, NOW, false),
+        Err(JoinRefusal::Storage)
+    );
+    assert!(
+        redeem(&mut admitter, 4, &ticket, NOW, true).is_ok(),
+        "the ticket must still be unused"
+    );
+}
+
+#[test]
+fn the_use_is_written_before_the_answer_leaves() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let request = JoinRequest {
+        secret: ticket.0.secret,
+        name: ticket.0.name.clone(),
+    };
+    admitter.handle_join_request(NOW, CONN, key(3).peer_id(), &request, None);
+    assert!(admitter.poll_transmit().is_none());
+    let changes = settle(&mut admitter, true);
+    assert!(matches!(
+        changes[..],
+        [StateChange::Ticket(_), StateChange::Grant(_)]
+    ));
+    assert!(admitter.poll_transmit().is_some());
+}
+
+#[test]
+fn a_name_is_granted_once_until_its_holder_is_revoked() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let member = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    for name in ["gpu", "gpu/x"] {
+        let refused = admitter
+            .invite(NOW, id(name), HOUR, 1, vec![], None)
+            .unwrap_err();
+        assert_eq!(
+            refused,
+            AdmitError::NameTaken {
+                name: id(name),
+                holder: key(3).peer_id()
+            }
+        );
+    }
+    let revocation = Revocation {
+        peer: member.peer,
+        name: member.name,
+        serial: member.serial,
+        not_after: member.not_after,
+        delegation: None,
+    };
+    assert!(admitter.handle_revocation(NOW, revocation.clone()));
+    assert!(
+        !admitter.handle_revocation(NOW, revocation),
+        "it is news only once"
+    );
+    assert!(
+        admitter
+            .invite(NOW, id("gpu"), HOUR, 1, vec![], None)
+            .is_ok()
+    );
+    assert_eq!(
+        redeem(&mut admitter, 3, &ticket, NOW, true),
+        Err(JoinRefusal::Revoked)
+    );
+}
+
+#[test]
+fn a_peer_that_may_not_admit_issues_nothing_and_redeems_nothing() {
+    let mut other = joiner(7);
+    assert_eq!(
+        other
+            .invite(NOW, id("x"), HOUR, 1, vec![], None)
+            .unwrap_err(),
+        AdmitError::NotAnAdmitter
+    );
+    let request = JoinRequest {
+        secret: [0; 16],
+        name: id("x"),
+    };
+    other.handle_join_request(NOW, CONN, key(3).peer_id(), &request, None);
+    let Some((_, Frame::JoinReply(reply))) = other.poll_transmit() else {
+        panic!("no reply")
+    };
+    assert_eq!(reply.refusal, Some(JoinRefusal::NotAnAdmitter));
+}
+
+#[test]
+fn a_certificate_is_renewed_before_it_ends_with_the_same_serial() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let (membership, _) = admitter
+        .admit(NOW, key(3).peer_id(), id("m"), None)
+        .unwrap();
+    settle(&mut admitter, true);
+    drop(ticket);
+    let mut member = joiner(3);
+    member.adopt(NOW, admitter.root().unwrap().clone(), membership, None);
+    settle(&mut member, true);
+    let serial = member.own().unwrap().1.serial;
+    member.renew_if_due(NOW, CONN, key(2).peer_id());
+    assert!(member.poll_transmit().is_none(), "it is not time yet");
+    let late = Now {
+        mono: Instant(1),
+        wall: NOW.wall.after(CERTIFICATE_VALIDITY - RENEW_BEFORE / 2),
+    };
+    member.renew_if_due(late, CONN, key(2).peer_id());
+    let Some((_, Frame::RenewRequest(request))) = member.poll_transmit() else {
+        panic!("no request")
+    };
+    while admitter.poll_transmit().is_some() {}
+    admitter.handle_renew_request(late, CONN, key(3).peer_id(), &request);
+    settle(&mut admitter, true);
+    let Some((_, Frame::RenewReply(reply))) = admitter.poll_transmit() else {
+        panic!("no reply")
+    };
+    member.handle_renew_reply(late, reply);
+    settle(&mut member, true);
+    let renewed = member.own().unwrap().1;
+    assert_eq!(renewed.serial, serial);
+    assert!(renewed.not_after > NOW.wall.after(CERTIFICATE_VALIDITY + CLOCK_SKEW_MAX));
+}
+
+#[test]
+fn a_stranger_cannot_renew_a_certificate_that_it_does_not_hold() {
+    let mut admitter = admitter();
+    let (membership, _) = admitter
+        .admit(NOW, key(3).peer_id(), id("m"), None)
+        .unwrap();
+    settle(&mut admitter, true);
+    admitter.handle_renew_request(NOW, CONN, key(4).peer_id(), &RenewRequest { membership });
+    let Some((_, Frame::RenewReply(reply))) = admitter.poll_transmit() else {
+        panic!("no reply")
+    };
+    assert_eq!(
+        (reply.membership, reply.refusal),
+        (None, Some(JoinRefusal::NotAnAdmitter))
+    );
+}

@@ -1,0 +1,423 @@
+//! Flooding: everything arrives everywhere, once, newest first to count, and nobody can drown the others.
+
+use std::collections::BTreeMap;
+use std::string::String;
+use std::vec;
+
+use super::*;
+use crate::NodeId;
+use crate::cbor::{List, Text};
+use crate::cert::{Admitter, CERTIFICATE_VALIDITY, Membership, MeshRoot};
+use crate::flood::content::{NodeList, RecordBody};
+
+const START: Now = Now {
+    mono: Instant(1_000_000_000),
+    wall: UnixMillis(1_800_000_000_000),
+};
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n; 32])
+}
+
+fn root() -> MeshRoot {
+    MeshRoot::Closed {
+        authority: key(200).peer_id(),
+        name: String::from("lab"),
+    }
+}
+
+fn record(n: u8) -> Vec<u8> {
+    let admitter = Admitter {
+        key: key(200),
+        delegation: None,
+    };
+    let name = NodeId::new(std::format!("n{n}")).unwrap();
+    let serial = crate::Serial([n; 16]);
+    let membership = admitter.admit(
+        &root(),
+        key(n).peer_id(),
+        name,
+        serial,
+        START.wall,
+        CERTIFICATE_VALIDITY,
+    );
+    crate::cbor::to_bytes(&RecordBody {
+        membership,
+        addresses: List::default(),
+        nodes: NodeList::default(),
+        bootstrap: None,
+        agent: Some(Text(String::from("test"))),
+    })
+}
+
+/// A net of engines with instant, lossless links, in virtual time.
+struct Net {
+    now: Now,
+    peers: Vec<(SigningKey, Flood)>,
+    /// Both ends of each link have the link's number as connection.
+    links: BTreeMap<u64, (usize, usize)>,
+    frames: u64,
+    violations: Vec<FloodViolation>,
+}
+
+impl Net {
+    fn new(count: u8) -> Self {
+        let peers = (0..count)
+            .map(|n| {
+                (
+                    key(n),
+                    Flood::new(key(n).peer_id(), Random::from_seed([n; 32])),
+                )
+            })
+            .collect();
+        Self {
+            now: START,
+            peers,
+            links: BTreeMap::new(),
+            frames: 0,
+            violations: Vec::new(),
+        }
+    }
+
+    fn publish(&mut self, n: usize) {
+        let (key, flood) = &mut self.peers[n];
+        let key = key.clone();
+        let body = record(u8::try_from(n).unwrap());
+        flood.publish(
+            self.now,
+            &key,
+            ItemKind::Record,
+            0,
+            Duration::from_secs(3600),
+            &body,
+        );
+    }
+
+    fn link(&mut self, a: usize, b: usize) -> u64 {
+        let id = self.links.len() as u64;
+        self.links.insert(id, (a, b));
+        self.peers[a].1.link_up(ConnId(id));
+        self.peers[b].1.link_up(ConnId(id));
+        id
+    }
+
+    fn deliver(&mut self, to: usize, conn: ConnId, from: PeerId, frame: &Frame) {
+        let flood = &mut self.peers[to].1;
+        match frame {
+            Frame::Summary(summary) => flood.handle_summary(conn, summary),
+            Frame::Digest(digest) => flood.handle_digest(self.now, conn, digest),
+            Frame::Items(items) => {
+                if let Err(violation) = flood.handle_items(self.now, conn, from, items) {
+                    self.violations.push(violation);
+                }
+            }
+            other => panic!("not a flood frame: {other:?}"),
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        let mut moved = false;
+        for n in 0..self.peers.len() {
+            while let Some(job) = self.peers[n].1.poll_job() {
+                for (from, signed) in job.items {
+                    let result = content::check(&signed, &root(), self.now.wall);
+                    let checked = Checked {
+                        from,
+                        signed,
+                        result,
+                    };
+                    if let Err((_, violation)) = self.peers[n].1.handle_checked(self.now, checked) {
+                        self.violations.push(violation);
+                    }
+                }
+            }
+            let from = self.peers[n].0.peer_id();
+            while let Some((conn, frame)) = self.peers[n].1.poll_transmit() {
+                moved = true;
+                self.frames += 1;
+                let (a, b) = self.links[&conn.0];
+                self.deliver(if a == n { b } else { a }, conn, from, &frame);
+            }
+        }
+        moved
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now.mono.after(time);
+        while self.now.mono < end {
+            while self.step() {}
+            let next = self
+                .peers
+                .iter()
+                .filter_map(|p| p.1.poll_timeout())
+                .min()
+                .unwrap_or(end);
+            let next = next.max(Instant(self.now.mono.0 + 1)).min(end);
+            self.now.wall = self.now.wall.after(next.since(self.now.mono));
+            self.now.mono = next;
+            for (_, flood) in &mut self.peers {
+                flood.handle_timeout(self.now);
+            }
+        }
+        while self.step() {}
+    }
+
+    fn assert_equal(&self, count: usize) {
+        for (_, flood) in &self.peers {
+            assert_eq!(flood.len(), count);
+            assert_eq!(flood.digest(), self.peers[0].1.digest());
+        }
+    }
+}
+
+#[test]
+fn every_item_reaches_every_peer_of_a_ring_and_stops() {
+    let mut net = Net::new(12);
+    for n in 0..12 {
+        net.link(n, (n + 1) % 12);
+        net.publish(n);
+    }
+    net.run(Duration::from_secs(1));
+    net.assert_equal(12);
+    let frames = net.frames;
+    net.run(Duration::from_secs(20));
+    assert_eq!(
+        net.frames, frames,
+        "a quiet mesh must stay quiet between comparisons"
+    );
+    assert_eq!(net.violations, []);
+}
+
+#[test]
+fn two_halves_that_meet_exchange_what_the_other_lacks() {
+    let mut net = Net::new(8);
+    for n in [0, 1, 2, 4, 5, 6] {
+        net.link(n, n + 1);
+    }
+    for n in 0..8 {
+        net.publish(n);
+    }
+    net.run(Duration::from_secs(1));
+    assert_eq!(net.peers[0].1.len(), 4);
+    net.link(3, 4);
+    net.run(Duration::from_secs(1));
+    net.assert_equal(8);
+}
+
+#[test]
+fn the_newest_version_wins_even_when_versions_come_faster_than_allowed() {
+    let mut net = Net::new(3);
+    net.link(0, 1);
+    net.link(1, 2);
+    for _ in 0..20 {
+        net.publish(0);
+        net.run(Duration::from_millis(20));
+    }
+    net.run(Duration::from_secs(5));
+    let key = ItemKey {
+        origin: net.peers[0].0.peer_id(),
+        kind: ItemKind::Record,
+        id: 0,
+    };
+    let newest = net.peers[0].1.get(&key).unwrap().clone();
+    assert_eq!(net.peers[2].1.get(&key), Some(&newest));
+    assert_eq!(net.violations, []);
+}
+
+#[test]
+fn a_neighbor_that_publishes_without_pause_is_named_and_others_are_not() {
+    let mut net = Net::new(3);
+    net.link(0, 1);
+    net.link(1, 2);
+    let mut versions = 0;
+    while net.violations.is_empty() {
+        net.publish(0);
+        net.run(Duration::from_millis(6));
+        versions += 1;
+        assert!(versions < 1000, "nobody stopped it");
+    }
+    assert!(net.violations.iter().all(|v| *v == FloodViolation::TooFast));
+    assert_eq!(
+        net.violations.len(),
+        1,
+        "only the direct neighbor may be blamed"
+    );
+}
+
+#[test]
+fn a_forged_item_is_blamed_on_the_neighbor_that_sent_it() {
+    let mut net = Net::new(2);
+    let link = net.link(0, 1);
+    net.run(Duration::from_millis(50));
+    let good = key(0).sign(
+        Domain::Item,
+        &crate::cbor::to_bytes(&Item::new(
+            ItemKind::Record,
+            0,
+            1,
+            START.wall,
+            Duration::from_secs(9),
+            &record(0),
+        )),
+    );
+    let mut bytes = good.as_bytes().to_vec();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let forged = Signed::from_bytes(bytes).unwrap();
+    let frame = Frame::Items(Items {
+        items: List(vec![forged]),
+    });
+    let from = key(0).peer_id();
+    net.deliver(1, ConnId(link), from, &frame);
+    net.run(Duration::from_millis(50));
+    assert_eq!(net.violations, [FloodViolation::Forged]);
+    assert!(net.peers[1].1.is_empty());
+}
+
+#[test]
+fn a_record_of_a_stranger_is_dropped_without_blame() {
+    let mut net = Net::new(2);
+    net.link(0, 1);
+    // Peer 0 publishes a record whose membership is of another key.
+    let (signer, flood) = &mut net.peers[0];
+    let signer = signer.clone();
+    flood.publish(
+        START,
+        &signer,
+        ItemKind::Record,
+        0,
+        Duration::from_secs(60),
+        &record(9),
+    );
+    net.run(Duration::from_secs(1));
+    assert!(net.peers[1].1.is_empty());
+    assert_eq!(net.violations, []);
+}
+
+#[test]
+fn items_expire_and_are_gone_everywhere() {
+    let mut net = Net::new(3);
+    net.link(0, 1);
+    net.link(1, 2);
+    net.publish(0);
+    net.run(Duration::from_secs(1));
+    net.assert_equal(1);
+    net.run(Duration::from_secs(3700));
+    net.assert_equal(0);
+    assert!(
+        core::iter::from_fn(|| net.peers[2].1.poll_event()).any(|e| matches!(e, Event::Expired(_)))
+    );
+}
+
+#[test]
+fn a_peer_that_lost_its_state_publishes_above_its_own_past() {
+    let mut net = Net::new(2);
+    net.link(0, 1);
+    // A past with a clock one minute ahead.
+    let ahead = Now {
+        mono: START.mono,
+        wall: START.wall.after(Duration::from_secs(60)),
+    };
+    let signer = key(0);
+    net.peers[0].1.publish(
+        ahead,
+        &signer,
+        ItemKind::Record,
+        0,
+        Duration::from_secs(3600),
+        &record(0),
+    );
+    net.run(Duration::from_secs(1));
+    net.assert_equal(1);
+    net.peers[0].1 = Flood::new(signer.peer_id(), Random::from_seed([77; 32]));
+    net.publish(0);
+    net.links.insert(1, (0, 1));
+    net.peers[0].1.link_up(ConnId(1));
+    net.peers[1].1.link_up(ConnId(1));
+    net.run(Duration::from_secs(2));
+    let reclaim =
+        core::iter::from_fn(|| net.peers[0].1.poll_event()).any(|e| matches!(e, Event::Reclaim(_)));
+    assert!(
+        reclaim,
+        "the peer must hear that the mesh knows a newer version"
+    );
+    net.publish(0);
+    net.run(Duration::from_secs(3));
+    net.assert_equal(1);
+}
+
+#[test]
+fn what_a_batch_was_lost_is_repaired_by_the_next_comparison() {
+    let mut net = Net::new(2);
+    let link = net.link(0, 1);
+    net.run(Duration::from_secs(1));
+    net.publish(0);
+    let now = net.now.mono.after(Duration::from_millis(10));
+    net.now.mono = now;
+    net.peers[0].1.handle_timeout(net.now);
+    let lost = core::iter::from_fn(|| net.peers[0].1.poll_transmit()).count();
+    assert!(lost > 0, "the batch on link {link} must exist to be lost");
+    net.run(Duration::from_secs(200));
+    net.assert_equal(1);
+}
+
+#[test]
+fn items_from_the_future_and_from_the_past_are_not_taken() {
+    let mut net = Net::new(2);
+    net.link(0, 1);
+    let signer = key(0);
+    let future = Now {
+        mono: START.mono,
+        wall: START.wall.after(Duration::from_secs(3600)),
+    };
+    net.peers[0].1.publish(
+        future,
+        &signer,
+        ItemKind::Record,
+        0,
+        Duration::from_secs(60),
+        &record(0),
+    );
+    net.run(Duration::from_secs(1));
+    assert!(net.peers[1].1.is_empty());
+    assert_eq!(net.violations, []);
+}
+
+#[test]
+fn membership_of_the_records_is_really_checked() {
+    let body = record(3);
+    let item = Item::new(
+        ItemKind::Record,
+        0,
+        1,
+        START.wall,
+        Duration::from_secs(9),
+        &body,
+    );
+    let signed = key(3).sign(Domain::Item, &crate::cbor::to_bytes(&item));
+    assert!(content::check(&signed, &root(), START.wall).is_ok());
+    let stranger = key(4).sign(Domain::Item, &crate::cbor::to_bytes(&item));
+    assert!(matches!(
+        content::check(&stranger, &root(), START.wall),
+        Err(ItemFault::Membership(_))
+    ));
+    let open = MeshRoot::Open {
+        name: String::from("x"),
+    };
+    let open_membership = Membership::open(&open, &key(3), NodeId::new("me").unwrap(), START.wall);
+    let mut other: RecordBody = crate::cbor::from_bytes(&body).unwrap();
+    other.membership = open_membership;
+    let item = Item::new(
+        ItemKind::Record,
+        0,
+        1,
+        START.wall,
+        Duration::from_secs(9),
+        &crate::cbor::to_bytes(&other),
+    );
+    let signed = key(3).sign(Domain::Item, &crate::cbor::to_bytes(&item));
+    assert!(matches!(
+        content::check(&signed, &root(), START.wall),
+        Err(ItemFault::Membership(_))
+    ));
+}
