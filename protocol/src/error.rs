@@ -15,6 +15,9 @@ pub enum HyperFabricError {
     /// About a route.
     #[error(transparent)]
     Routing(#[from] RoutingError),
+    /// About a transfer.
+    #[error(transparent)]
+    Transfer(#[from] crate::transfer::TransferError),
 }
 
 /// Any error about a node.

@@ -35,6 +35,7 @@ pub mod error;
 pub mod flood;
 pub mod frame;
 pub mod id;
+pub mod neighbors;
 pub mod random;
 pub mod sign;
 pub mod ticket;

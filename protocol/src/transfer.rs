@@ -5,8 +5,14 @@
 //! receiver's journal says what it has). Both ends always reach an end: delivered, or a named [`Fault`].
 //! [XFER-1..14]
 
+pub mod limits;
+mod machine;
 mod offer;
 mod ranges;
 
+pub use machine::{
+    Ended, Input, Job, JobResult, Output, PayloadOrder, Prepared, Role, Subject, TransferError,
+    TransferEvent, TransferInfo, TransferState, Transfers, Violation,
+};
 pub use offer::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, Fault, Offer, PayloadKind};
 pub use ranges::{ChunkRanges, RANGES_MAX};
