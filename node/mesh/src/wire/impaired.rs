@@ -176,7 +176,7 @@ pub struct Impaired {
 
 /// Changes the conditions of an impaired wire while it runs.
 #[derive(Clone, Debug)]
-pub struct ImpairmentHandle(Arc<Shared>);
+pub struct ImpairmentHandle(Arc<Mutex<Line>>);
 
 impl ImpairmentHandle {
     /// Sets new conditions. Datagrams already under way keep the delay that they were given.
@@ -185,24 +185,25 @@ impl ImpairmentHandle {
             partition: impairment.partition.normalized(),
             ..impairment
         };
-        lock(&self.0.line).set_impairment(impairment);
+        lock(&self.0).set_impairment(impairment);
     }
 
     /// The conditions in force.
     pub fn current(&self) -> Impairment {
-        lock(&self.0.line).impairment().clone()
+        lock(&self.0).impairment().clone()
     }
 
     /// What became of the datagrams so far.
     pub fn stats(&self) -> ImpairmentStats {
-        lock(&self.0.line).stats
+        lock(&self.0).stats
     }
 }
 
 #[derive(Debug)]
 struct Shared {
     inner: Arc<dyn Wire>,
-    line: Mutex<Line>,
+    /// Apart from the rest, so that a handle does not keep the wire below.
+    line: Arc<Mutex<Line>>,
     /// Wakes the pump: the earliest datagram changed, or the wire was dropped.
     changed: Notify,
     dropped: AtomicBool,
@@ -222,11 +223,11 @@ impl ImpairedWire {
     ) -> Impaired {
         let shared = Arc::new(Shared {
             inner,
-            line: Mutex::new(Line::new(seed)),
+            line: Arc::new(Mutex::new(Line::new(seed))),
             changed: Notify::new(),
             dropped: AtomicBool::new(false),
         });
-        let handle = ImpairmentHandle(Arc::clone(&shared));
+        let handle = ImpairmentHandle(Arc::clone(&shared.line));
         handle.set(impairment);
         runtime.spawn(pump(Arc::clone(&shared)));
         Impaired {
@@ -327,11 +328,7 @@ async fn pump(shared: Arc<Shared>) {
     }
 }
 
-async fn send_on(
-    shared: &Shared,
-    write_ready: &mut Pin<Box<dyn WriteReady>>,
-    datagram: &Datagram,
-) {
+async fn send_on(shared: &Shared, write_ready: &mut Pin<Box<dyn WriteReady>>, datagram: &Datagram) {
     let batch = datagram.as_outgoing();
     loop {
         match shared.inner.try_send(&batch) {

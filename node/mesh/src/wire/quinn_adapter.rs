@@ -3,13 +3,15 @@
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use super::{Ecn, Outgoing, RECEIVE_BATCH_MAX, Received, Wire, WriteReady};
+use crate::sync::{read, write};
+
+use super::{Capabilities, Ecn, Outgoing, RECEIVE_BATCH_MAX, Received, Wire, WriteReady};
 
 /// Above 64 KiB in one segmented send Linux answers EMSGSIZE, which the QUIC stack takes for a lost path and falls back to 1,200 bytes.
 const SEGMENTED_SEND_BYTES_MAX: usize = 65_000;
@@ -20,24 +22,46 @@ const COALESCED_RECEIVE_BYTES_MAX: usize = 65_535;
 /// quinn's view of a [`Wire`].
 #[derive(Debug)]
 pub(crate) struct QuinnSocket {
-    wire: Arc<dyn Wire>,
+    /// None once detached: handles of closed connections keep the socket alive, and must not keep the port.
+    wire: RwLock<Option<Arc<dyn Wire>>>,
     mtu_max: u16,
 }
 
 impl QuinnSocket {
     /// Adapts `wire` for an endpoint whose datagrams never exceed `mtu_max` bytes.
     pub(crate) fn new(wire: Arc<dyn Wire>, mtu_max: u16) -> Self {
-        Self { wire, mtu_max }
+        Self {
+            wire: RwLock::new(Some(wire)),
+            mtu_max,
+        }
+    }
+
+    /// Lets go of the wire: nothing is sent or received any more.
+    pub(crate) fn detach(&self) {
+        write(&self.wire).take();
+    }
+
+    fn capability<T>(&self, of: fn(Capabilities) -> T) -> Option<T> {
+        read(&self.wire)
+            .as_ref()
+            .map(|wire| of(wire.capabilities()))
     }
 }
 
 impl AsyncUdpSocket for QuinnSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Poller(Arc::clone(&self.wire).write_ready()))
+        Box::pin(Poller {
+            socket: self,
+            waiting: None,
+        })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.wire.try_send(&Outgoing {
+        let guard = read(&self.wire);
+        let Some(wire) = guard.as_ref() else {
+            return Ok(());
+        };
+        wire.try_send(&Outgoing {
             destination: transmit.destination,
             contents: transmit.contents,
             segment_size: transmit.segment_size,
@@ -58,7 +82,11 @@ impl AsyncUdpSocket for QuinnSocket {
     ) -> Poll<io::Result<usize>> {
         let mut received = [Received::default(); RECEIVE_BATCH_MAX];
         let room = meta.len().min(received.len());
-        let count = ready!(self.wire.poll_recv(cx, bufs, &mut received[..room]))?;
+        let guard = read(&self.wire);
+        let Some(wire) = guard.as_ref() else {
+            return Poll::Pending;
+        };
+        let count = ready!(wire.poll_recv(cx, bufs, &mut received[..room]))?;
         for (to, from) in meta.iter_mut().zip(&received[..count]) {
             *to = recv_meta(from);
         }
@@ -66,26 +94,27 @@ impl AsyncUdpSocket for QuinnSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.wire.local_addr()
+        match read(&self.wire).as_ref() {
+            Some(wire) => wire.local_addr(),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     fn max_transmit_segments(&self) -> usize {
         let fitting = SEGMENTED_SEND_BYTES_MAX / usize::from(self.mtu_max.max(1));
-        self.wire.capabilities().send_segments.min(fitting).max(1)
+        let segments = self.capability(|it| it.send_segments).unwrap_or(1);
+        segments.min(fitting).max(1)
     }
 
     // quinn sizes its receive buffers by this times the MTU; more than one coalesced buffer's worth is never filled.
     fn max_receive_segments(&self) -> usize {
         let fitting = COALESCED_RECEIVE_BYTES_MAX.div_ceil(usize::from(self.mtu_max.max(1)));
-        self.wire
-            .capabilities()
-            .receive_segments
-            .min(fitting)
-            .max(1)
+        let segments = self.capability(|it| it.receive_segments).unwrap_or(1);
+        segments.min(fitting).max(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.wire.capabilities().may_fragment
+        self.capability(|it| it.may_fragment).unwrap_or(false)
     }
 }
 
@@ -103,11 +132,26 @@ fn recv_meta(received: &Received) -> RecvMeta {
     meta
 }
 
+/// Holds a poller of the wire only while a task waits, for the same reason.
 #[derive(Debug)]
-struct Poller(Pin<Box<dyn WriteReady>>);
+struct Poller {
+    socket: Arc<QuinnSocket>,
+    waiting: Option<Pin<Box<dyn WriteReady>>>,
+}
 
 impl UdpPoller for Poller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_writable(cx)
+        let mut waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            None => match read(&self.socket.wire).as_ref() {
+                Some(wire) => Arc::clone(wire).write_ready(),
+                None => return Poll::Ready(Ok(())),
+            },
+        };
+        let result = waiting.as_mut().poll_writable(cx);
+        if result.is_pending() {
+            self.waiting = Some(waiting);
+        }
+        result
     }
 }

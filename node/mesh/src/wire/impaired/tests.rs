@@ -142,11 +142,9 @@ async fn datagrams_above_the_mtu_vanish() {
 async fn receive(wire: &ImpairedWire) -> usize {
     let mut buffer = [0; 100];
     let mut meta = [Received::default()];
-    std::future::poll_fn(|cx| {
-        wire.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta)
-    })
-    .await
-    .unwrap();
+    std::future::poll_fn(|cx| wire.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta))
+        .await
+        .unwrap();
     meta[0].len
 }
 

@@ -74,11 +74,7 @@ fn loss_is_within_statistical_bounds_and_follows_the_seed() {
             .map(|_| line.push(now, datagram(1, 0)))
             .collect();
         // Ten thousand draws at 10 %: the standard deviation is 30.
-        assert!(
-            (850..=1_150).contains(&line.stats.lost),
-            "{:?}",
-            line.stats
-        );
+        assert!((850..=1_150).contains(&line.stats.lost), "{:?}", line.stats);
         fates
     };
     assert_eq!(run(), run());
