@@ -32,6 +32,7 @@ pub mod cbor;
 pub mod cert;
 pub mod directory;
 pub mod error;
+pub mod fabric;
 pub mod flood;
 pub mod frame;
 pub mod id;
@@ -44,6 +45,7 @@ pub mod transfer;
 pub mod types;
 
 pub use cbor::DecodeError;
+pub use fabric::Fabric;
 pub use id::{Address, ConnId, MeshId, NodeId, PeerId, Serial, TransferId};
 pub use sign::{Signed, SigningKey};
 pub use time::{Instant, Now, UnixMillis};

@@ -1,1 +1,8 @@
-//! The crate root; modules land with their first user.
+//! Many HyperFabric peers in one process.
+//!
+//! [`world`] runs the protocol alone, in virtual time: no sockets, no threads, no clock, and the same seed gives the
+//! same run. It drives [`hyperfabric_protocol::Fabric`] exactly as the real driver does, so what holds here holds
+//! there.
+#![forbid(unsafe_code)]
+
+pub mod world;

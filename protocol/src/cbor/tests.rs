@@ -9,6 +9,7 @@ use super::*;
 
 wire_map! {
     /// One field of every kind.
+    #[allow(unreachable_pub, reason = "the macro declares public structs")]
     pub struct Sample {
         0 => pub number: u64,
         1 => pub text: Text<32>,

@@ -292,6 +292,7 @@ type ShortText = crate::cbor::Text<TEXT_BYTES_MAX>;
 
 wire_map! {
     /// The wire's form of a [`NodeSignature`]: integers in small units.
+    #[allow(unreachable_pub, reason = "the macro declares public structs; this one stays in its module")]
     pub struct WireNode {
         0 => pub node_id: NodeId,
         1 => pub hardware_type: HardwareType,
@@ -311,6 +312,7 @@ wire_map! {
 
 /// Metadata on the wire: a sorted list of key and value, so that equal metadata has equal bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(unreachable_pub, reason = "a field of WireNode")]
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Value for Metadata {

@@ -1,0 +1,229 @@
+//! The handle to a running driver: what the rest of a process may ask of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hyperfabric_protocol::fabric::{Input, JobResult};
+use hyperfabric_protocol::{Address, Fabric, Now, PeerId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Message;
+use crate::address::PeerAddress;
+use crate::connection::{CloseReason, Connection};
+use crate::endpoint::{DialError, Endpoint};
+use crate::tls::Purpose;
+
+/// Dial errors that are remembered, so that a user can be told why a peer is not reached.
+const DIAL_ERRORS_MAX: usize = 256;
+
+/// The driver has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peer is shutting down")]
+pub struct Stopped;
+
+/// Why there is no connection for a transfer's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BulkError {
+    /// The peer is not connected.
+    #[error("the peer is not connected")]
+    NotConnected,
+    /// The dial failed.
+    #[error("cannot open a connection for the transfer's bytes")]
+    Dial(#[from] DialError),
+}
+
+/// Connections shared between the loop and those who use them.
+#[derive(Default)]
+struct Connections {
+    prompt: HashMap<PeerId, Connection>,
+    /// Dialled here, for sending.
+    bulk: HashMap<PeerId, Connection>,
+    /// Dialled by the other side.
+    bulk_in: HashMap<PeerId, Vec<Connection>>,
+    dial_errors: HashMap<PeerId, DialError>,
+}
+
+struct Shared {
+    messages: mpsc::Sender<Message>,
+    endpoint: Endpoint,
+    runtime: tokio::runtime::Handle,
+    connections: Mutex<Connections>,
+    /// Serialises bulk dials, so that transfers that start together share one connection.
+    bulk_dial: tokio::sync::Mutex<()>,
+    stopped: watch::Receiver<bool>,
+}
+
+/// A handle to a peer's event loop; cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Handle").field(&self.0.endpoint).finish()
+    }
+}
+
+impl Handle {
+    pub(super) fn new(
+        messages: mpsc::Sender<Message>,
+        endpoint: Endpoint,
+        runtime: tokio::runtime::Handle,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            messages,
+            endpoint,
+            runtime,
+            connections: Mutex::default(),
+            bulk_dial: tokio::sync::Mutex::default(),
+            stopped,
+        }))
+    }
+
+    /// Returns the peer's endpoint.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    /// Returns where the peer's tasks run.
+    #[must_use]
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.0.runtime
+    }
+
+    /// Returns who the peer is.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.0.endpoint.peer()
+    }
+
+    /// Lets the caller use the machine, on the loop, and returns what it returns.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn act<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Fabric, Now) -> R + Send + 'static,
+    ) -> Result<R, Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        let message = Message::Act(Box::new(move |fabric, now| {
+            // The caller may have given up waiting.
+            let _ = sender.send(act(fabric, now));
+        }));
+        if self.send(message).await { receiver.await.map_err(|_| Stopped) } else { Err(Stopped) }
+    }
+
+    /// Tells the machine something. Returns whether the loop still runs.
+    pub async fn input(&self, input: Input) -> bool {
+        self.send(Message::Input(input)).await
+    }
+
+    /// Reports the result of a job.
+    pub async fn done(&self, result: JobResult) {
+        self.input(Input::JobDone(result)).await;
+    }
+
+    pub(super) async fn send(&self, message: Message) -> bool {
+        self.0.messages.send(message).await.is_ok()
+    }
+
+    /// Ends the loop, closes every connection and waits until the port is free.
+    pub async fn stop(&self) {
+        self.send(Message::Stop).await;
+        let mut stopped = self.0.stopped.clone();
+        // An error means that the loop is gone, which is what is waited for.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    }
+
+    /// Returns the addresses under which others can try to dial this peer.
+    ///
+    /// # Errors
+    /// When the system does not list its interfaces.
+    pub fn reachable(&self) -> std::io::Result<Vec<Address>> {
+        let sockets = self.0.endpoint.reachable_addresses()?;
+        Ok(sockets.into_iter().map(|socket| PeerAddress::new(socket).to_address()).collect())
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the prompt connection to a peer.
+    #[must_use]
+    pub fn connection(&self, peer: &PeerId) -> Option<Connection> {
+        self.connections().prompt.get(peer).cloned()
+    }
+
+    pub(super) fn remember(&self, peer: PeerId, connection: Connection) {
+        let mut connections = self.connections();
+        connections.dial_errors.remove(&peer);
+        connections.prompt.insert(peer, connection);
+    }
+
+    pub(super) fn forget(&self, connection: &Connection) {
+        let mut connections = self.connections();
+        let peer = connection.peer();
+        if connections.prompt.get(&peer).is_some_and(|c| c.id() == connection.id()) {
+            connections.prompt.remove(&peer);
+        }
+    }
+
+    pub(super) fn forget_peer(&self, peer: &PeerId) {
+        self.connections().prompt.remove(peer);
+    }
+
+    pub(super) fn note_dial_error(&self, peer: PeerId, error: DialError) {
+        let mut connections = self.connections();
+        if connections.dial_errors.len() >= DIAL_ERRORS_MAX {
+            connections.dial_errors.clear();
+        }
+        connections.dial_errors.insert(peer, error);
+    }
+
+    /// Returns why the last dial of a peer failed.
+    #[must_use]
+    pub fn dial_error(&self, peer: &PeerId) -> Option<DialError> {
+        self.connections().dial_errors.get(peer).copied()
+    }
+
+    /// Returns a connection for sending a transfer's bytes, dialling one if there is none. It closes by itself when
+    /// it is idle.
+    ///
+    /// # Errors
+    /// [`BulkError`].
+    pub async fn bulk(&self, peer: PeerId) -> Result<Connection, BulkError> {
+        let _turn = self.0.bulk_dial.lock().await;
+        let (open, prompt) = {
+            let mut connections = self.connections();
+            connections.bulk.retain(|_, c| c.close_cause().is_none());
+            (connections.bulk.get(&peer).cloned(), connections.prompt.get(&peer).cloned())
+        };
+        if let Some(open) = open {
+            return Ok(open);
+        }
+        // One port for everything: where the prompt connection leads, the bulk connection leads too.
+        let prompt = prompt.ok_or(BulkError::NotConnected)?;
+        let connection = self.0.endpoint.dial(peer, prompt.remote_address(), Purpose::Bulk).await?;
+        self.connections().bulk.insert(peer, connection.clone());
+        Ok(connection)
+    }
+
+    /// Remembers a connection that another peer has dialled for sending, so that it can be cut off.
+    pub fn remember_bulk(&self, connection: &Connection) {
+        let mut connections = self.connections();
+        let list = connections.bulk_in.entry(connection.peer()).or_default();
+        list.retain(|c| c.close_cause().is_none());
+        list.push(connection.clone());
+    }
+
+    /// Closes the connections for transfers' bytes with a peer, both ways.
+    pub fn close_bulk(&self, peer: &PeerId, reason: CloseReason) {
+        let mut connections = self.connections();
+        let outgoing = connections.bulk.remove(peer);
+        let incoming = connections.bulk_in.remove(peer).unwrap_or_default();
+        for connection in incoming.into_iter().chain(outgoing) {
+            connection.close(reason);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! One task for each prompt or join connection: reads its control frames and its requests until it ends.
+
+use std::time::Duration;
+
+use hyperfabric_protocol::fabric::{Input, Misbehaved};
+use tokio::sync::mpsc;
+
+use super::{Handle, Message, machine_reason};
+use crate::connection::{CloseCause, CloseReason, Connection, Side};
+use crate::discovery::Attacher;
+use crate::streams::control::{Control, ControlError, ControlReceiver};
+use crate::streams::{BiStream, StreamError};
+use crate::tls::Purpose;
+
+/// How long the other side may take to open its control stream.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(connection: Connection, handle: Handle, libp2p: Option<Attacher>) {
+    let conn = connection.id();
+    let (control, mut requests) = open(&connection, libp2p).await;
+    match control {
+        Ok(Control { sender, receiver }) => {
+            if handle.send(Message::Control { conn, sender }).await {
+                read(&connection, &handle, receiver, &mut requests).await;
+            }
+        }
+        Err(error) => {
+            tracing::debug!(peer = %connection.peer(), %error, "no control stream");
+            connection.close(CloseReason::Violation);
+        }
+    }
+    let reason = match connection.closed().await {
+        CloseCause::ClosedByPeer { reason: Some(reason), .. } => Some(machine_reason(reason)),
+        CloseCause::Refused(refusal) => {
+            tracing::info!(peer = %connection.peer(), "refused by the peer: this peer {refusal}");
+            None
+        }
+        CloseCause::ClosedByPeer { reason: None, .. }
+        | CloseCause::Reset
+        | CloseCause::TimedOut
+        | CloseCause::Local(_)
+        | CloseCause::Transport { .. } => None,
+    };
+    handle.send(Message::Input(Input::Disconnected { conn, reason })).await;
+}
+
+/// Opens or accepts the control stream.
+async fn open(
+    connection: &Connection,
+    libp2p: Option<Attacher>,
+) -> (Result<Control, StreamError>, Option<mpsc::Receiver<BiStream>>) {
+    if connection.purpose() == Purpose::Join {
+        let control = match connection.side() {
+            Side::Dialled => connection.open_control().await,
+            Side::Accepted => connection.accept_join().await,
+        };
+        return (control, None);
+    }
+    let Some(mut streams) = connection.prompt_streams() else { return (Err(StreamError::ConnectionLost), None) };
+    if let Some(libp2p) = libp2p {
+        libp2p.attach(connection.clone(), streams.libp2p).await;
+    }
+    let control = match connection.side() {
+        Side::Dialled => connection.open_control().await,
+        Side::Accepted => match tokio::time::timeout(CONTROL_TIMEOUT, streams.control.recv()).await {
+            Ok(Some(control)) => Ok(control),
+            Ok(None) => Err(StreamError::ConnectionLost),
+            Err(_) => Err(StreamError::TimedOut),
+        },
+    };
+    (control, Some(streams.requests))
+}
+
+/// Passes frames and requests on until the control stream ends, which ends the connection.
+async fn read(
+    connection: &Connection,
+    handle: &Handle,
+    mut control: ControlReceiver,
+    requests: &mut Option<mpsc::Receiver<BiStream>>,
+) {
+    let (conn, peer) = (connection.id(), connection.peer());
+    loop {
+        tokio::select! {
+            frame = control.next() => match frame {
+                Ok(Some(bytes)) => {
+                    let input = Input::Frame { conn, bytes: bytes.into() };
+                    if !handle.send(Message::Input(input)).await {
+                        return;
+                    }
+                }
+                Ok(None) => {
+                    connection.close(CloseReason::Normal);
+                    return;
+                }
+                Err(ControlError::Oversized { .. }) => {
+                    let violation = Misbehaved::OversizedFrame;
+                    handle.send(Message::Input(Input::Violation { peer, violation })).await;
+                    return;
+                }
+                Err(ControlError::Stream(_)) => {
+                    connection.close(CloseReason::Violation);
+                    return;
+                }
+            },
+            stream = next_request(requests) => {
+                if !handle.send(Message::Request { from: peer, stream }).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn next_request(requests: &mut Option<mpsc::Receiver<BiStream>>) -> BiStream {
+    if let Some(receiver) = requests {
+        if let Some(stream) = receiver.recv().await {
+            return stream;
+        }
+        *requests = None;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,76 @@
+//! The gate that a peer's driver keeps: membership of its mesh, checked inside every handshake.
+//!
+//! It holds a snapshot of what the fabric machine knows (the mesh, the revocations), because handshakes happen on
+//! their own and must not wait for the machine.
+
+use std::collections::HashSet;
+use std::sync::{Arc, RwLock};
+
+use hyperfabric_protocol::cert::{CertificateError, Membership, MeshRoot};
+use hyperfabric_protocol::{PeerId, Serial};
+
+use crate::clock::Clock;
+use crate::tls::{Gate, Purpose, Refusal};
+
+#[derive(Default)]
+struct State {
+    root: Option<MeshRoot>,
+    revoked: HashSet<Serial>,
+}
+
+/// Lets members of one mesh in.
+#[derive(Clone)]
+pub struct MeshGate {
+    state: Arc<RwLock<State>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for MeshGate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MeshGate")
+    }
+}
+
+impl MeshGate {
+    /// Makes a gate that lets nobody in until it knows its mesh.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { state: Arc::default(), clock }
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Tells the gate its mesh.
+    pub fn set_root(&self, root: Option<MeshRoot>) {
+        self.write().root = root;
+    }
+
+    /// Tells the gate that a certificate no longer counts.
+    pub fn revoke(&self, serial: Serial) {
+        self.write().revoked.insert(serial);
+    }
+}
+
+impl Gate for MeshGate {
+    fn admit(&self, peer: &PeerId, membership: Option<&[u8]>, purpose: Purpose) -> Result<(), Refusal> {
+        if purpose == Purpose::Join {
+            return Ok(());
+        }
+        let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let root = state.root.as_ref().ok_or(Refusal::NotAMember)?;
+        let shown = membership.ok_or(Refusal::NotAMember)?;
+        let member = Membership::verify(shown, root, peer, self.clock.now().wall).map_err(|error| match error {
+            CertificateError::NotAMember => Refusal::NotAMember,
+            CertificateError::OtherMesh => Refusal::OtherMesh,
+            CertificateError::Expired => Refusal::Expired,
+            CertificateError::NotYetValid => Refusal::NotYetValid,
+            CertificateError::Forged => Refusal::Forged,
+            CertificateError::WrongPeer => Refusal::WrongPeer,
+            CertificateError::Revoked => Refusal::Revoked,
+            CertificateError::Malformed(_) => Refusal::Malformed,
+        })?;
+        if state.revoked.contains(&member.serial) { Err(Refusal::Revoked) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,651 @@
+//! The fabric peer: one state machine made of smaller ones.
+//!
+//! [`Fabric`] routes inputs to the machine that they concern and lets the machines hear of each other:
+//! connections ([`crate::neighbors`]) carry floods ([`crate::flood`]), whose records fill the directory
+//! ([`crate::directory`]), which teaches the neighbors whom to dial; admission ([`crate::admission`]) decides who
+//! may be here at all; transfers ([`crate::transfer`]) run over connections. It holds no policy of its own
+//! beyond that order.
+//!
+//! Whoever drives it (`hyperfabric_mesh::driver` on real wires, `hyperfabric_sim::world` in virtual time) feeds it
+//! [`Input`]s and carries out its [`Transmit`]s and [`Job`]s.
+
+mod io;
+mod local;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+pub use io::{
+    Event, FabricConfig, Input, Job, JobResult, Misbehaved, Purpose, RECORD_LIFETIME, RECORD_REFRESH, Transmit,
+};
+pub use local::{RegisterError, RevokeError, SendError};
+
+use crate::admission::{self, Admission};
+use crate::cert::{CertificateError, Member, Membership};
+use crate::directory::{self, Directory};
+use crate::flood::{self, Content, Flood, ItemKey, ItemKind};
+use crate::frame::{Abort, Frame, OfferFrame};
+use crate::neighbors::{self, CloseReason, Neighbors, NeighborsConfig};
+use crate::random::Random;
+use crate::sign::SigningKey;
+use crate::transfer::{self, Fault, Transfers};
+use crate::types::NodeSignature;
+use crate::{Address, ConnId, Instant, Now, PeerId};
+
+/// How often ends of memberships and renewals are looked at.
+const TICK: Duration = Duration::from_secs(2);
+
+/// A connection as the fabric knows it.
+#[derive(Clone, Debug)]
+struct Conn {
+    peer: PeerId,
+    purpose: Purpose,
+    dialled: bool,
+    member: Option<Member>,
+    /// Whether its Hello has arrived.
+    greeted: bool,
+}
+
+/// A peer of the fabric.
+#[derive(Debug)]
+pub struct Fabric {
+    key: SigningKey,
+    local: PeerId,
+    agent: alloc::string::String,
+    bootstrap: bool,
+    addresses: Vec<Address>,
+    nodes: Vec<NodeSignature>,
+    neighbors: Neighbors,
+    flood: Flood,
+    directory: Directory,
+    admission: Admission,
+    transfers: Transfers,
+    conns: BTreeMap<ConnId, Conn>,
+    /// The connection that frames for a peer go out on.
+    up: BTreeMap<PeerId, ConnId>,
+    refresh_at: Option<Instant>,
+    tick_at: Instant,
+    random: Random,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    jobs: VecDeque<Job>,
+}
+
+impl Fabric {
+    /// Starts a peer with what its store has.
+    #[must_use]
+    pub fn new(now: Now, config: FabricConfig) -> Self {
+        let mut random = Random::from_seed(config.seed);
+        let local = config.key.peer_id();
+        let own = config.membership.and_then(|membership| {
+            let root = config.root.as_ref()?;
+            let member = Membership::verify(&membership.to_bytes(), root, &local, now.wall).ok()?;
+            Some((membership, member))
+        });
+        let neighbors = NeighborsConfig {
+            local,
+            incarnation: config.incarnation,
+            agent: config.agent.clone(),
+            degree_min: config.degree_min,
+            degree_max: config.degree_max,
+            connections_max: config.connections_max,
+        };
+        let mut this = Self {
+            local,
+            agent: config.agent,
+            bootstrap: config.bootstrap,
+            addresses: Vec::new(),
+            nodes: Vec::new(),
+            neighbors: Neighbors::new(neighbors, Random::from_seed(random.bytes())),
+            flood: Flood::new(local, Random::from_seed(random.bytes())),
+            directory: Directory::new(local),
+            admission: Admission::new(
+                config.key.clone(),
+                config.root,
+                own,
+                config.admitter,
+                config.tickets,
+                config.grants,
+                Random::from_seed(random.bytes()),
+            ),
+            transfers: Transfers::new(Random::from_seed(random.bytes())),
+            conns: BTreeMap::new(),
+            up: BTreeMap::new(),
+            refresh_at: None,
+            tick_at: now.mono,
+            key: config.key,
+            random,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            jobs: VecDeque::new(),
+        };
+        this.restore_revocations(now, config.revocations);
+        this.settle(now);
+        this
+    }
+
+    fn restore_revocations(&mut self, now: Now, items: Vec<crate::Signed>) {
+        let Some(root) = self.admission.root().cloned() else { return };
+        for signed in items {
+            if let Ok((_, Content::Revocation(revocation))) = flood::content::check(&signed, &root, now.wall) {
+                self.admission.handle_revocation(now, revocation);
+                self.flood.restore(now, signed);
+            }
+        }
+    }
+
+    /// Returns who this peer is.
+    #[must_use]
+    pub const fn peer_id(&self) -> PeerId {
+        self.local
+    }
+
+    /// Returns the directory.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Returns the admission machine.
+    #[must_use]
+    pub const fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// Returns the transfer machine.
+    #[must_use]
+    pub const fn transfers(&self) -> &Transfers {
+        &self.transfers
+    }
+
+    /// Returns the flood database.
+    #[must_use]
+    pub const fn flood(&self) -> &Flood {
+        &self.flood
+    }
+
+    /// Returns the connection machine.
+    #[must_use]
+    pub const fn neighbors(&self) -> &Neighbors {
+        &self.neighbors
+    }
+
+    /// Returns the peers with a prompt connection, and that connection.
+    pub fn connected(&self) -> impl Iterator<Item = (PeerId, ConnId)> {
+        self.up.iter().map(|(peer, conn)| (*peer, *conn))
+    }
+
+    /// Returns the connection to a peer, when there is one.
+    #[must_use]
+    pub fn connection(&self, peer: &PeerId) -> Option<ConnId> {
+        self.up.get(peer).copied()
+    }
+
+    /// Takes something that happened.
+    pub fn handle_input(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Connected { conn, peer, purpose, dialled, address, membership } => {
+                self.handle_connected(now, conn, Conn { peer, purpose, dialled, member: None, greeted: false }, address, membership);
+            }
+            Input::Disconnected { conn, reason } => self.handle_disconnected(now, conn, reason),
+            Input::DialFailed { peer, purpose, permanent } => match purpose {
+                Purpose::Prompt => self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent }),
+                Purpose::Join => self.events.push_back(Event::JoinUnreachable),
+            },
+            Input::Frame { conn, bytes } => self.handle_frame(now, conn, &bytes),
+            Input::Addresses(addresses) => {
+                if self.addresses != addresses {
+                    self.addresses = addresses;
+                    self.publish_record(now);
+                }
+            }
+            Input::Found(signed) => self.handle_found(now, signed),
+            Input::PayloadSent { transfer, attempt, root } => {
+                self.transfers_input(now, transfer::Input::PayloadSent { transfer, attempt, root });
+            }
+            Input::PayloadFailed { peer, transfer, role, attempt, fault } => {
+                self.transfers_input(now, transfer::Input::PayloadFailed { peer, transfer, role, attempt, fault });
+            }
+            Input::ChunksDurable { peer, transfer, have } => {
+                self.transfers_input(now, transfer::Input::ChunksDurable { peer, transfer, have });
+            }
+            Input::Violation { peer, violation } => self.misbehaved(now, peer, violation),
+            Input::JobDone(result) => self.handle_job(now, result),
+        }
+        self.settle(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.neighbors.handle_timeout(now);
+        self.flood.handle_timeout(now);
+        self.transfers.handle_timeout(now);
+        if self.refresh_at.is_some_and(|at| at <= now.mono) {
+            self.publish_record(now);
+        }
+        if self.tick_at <= now.mono {
+            self.tick_at = now.mono.after(TICK);
+            self.tick(now);
+        }
+        self.settle(now);
+    }
+
+    fn tick(&mut self, now: Now) {
+        let skew = crate::cert::CLOCK_SKEW_MAX;
+        let ended: Vec<PeerId> = self
+            .conns
+            .values()
+            .filter(|c| c.member.as_ref().is_some_and(|m| now.wall.before(skew) > m.not_after))
+            .map(|c| c.peer)
+            .collect();
+        for peer in ended {
+            self.neighbors_input(now, neighbors::Input::Remove { peer });
+        }
+        let links: Vec<(PeerId, ConnId)> = self.connected().collect();
+        for (peer, conn) in links {
+            self.admission.renew_if_due(now, conn, peer);
+        }
+    }
+
+    fn handle_connected(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        mut state: Conn,
+        address: Option<Address>,
+        membership: Option<Arc<[u8]>>,
+    ) {
+        let (peer, purpose, dialled) = (state.peer, state.purpose, state.dialled);
+        if purpose == Purpose::Join {
+            self.conns.insert(conn, state);
+            self.admission.handle_join_connection(conn, peer, dialled);
+            return;
+        }
+        // The handshake has checked this already, against the same facts; a revocation may have come since.
+        match self.verify_member(now, peer, membership.as_deref()) {
+            Ok(member) => {
+                state.member = Some(member);
+                self.conns.insert(conn, state);
+                self.neighbors_input(now, neighbors::Input::Connected { conn, peer, dialled, address });
+            }
+            Err(error) => {
+                self.events.push_back(Event::Refused { peer, error });
+                self.transmits.push_back(Transmit::Close { conn, reason: CloseReason::Revoked });
+            }
+        }
+    }
+
+    /// Checks a membership shown by a peer against the mesh and the revocations known now.
+    ///
+    /// # Errors
+    /// [`CertificateError`] says why the peer may not be here.
+    pub fn verify_member(&self, now: Now, peer: PeerId, shown: Option<&[u8]>) -> Result<Member, CertificateError> {
+        let root = self.admission.root().ok_or(CertificateError::NotAMember)?;
+        let member = Membership::verify(shown.ok_or(CertificateError::NotAMember)?, root, &peer, now.wall)?;
+        if self.admission.is_revoked(&member.serial) { Err(CertificateError::Revoked) } else { Ok(member) }
+    }
+
+    fn handle_disconnected(&mut self, now: Now, conn: ConnId, reason: Option<CloseReason>) {
+        let Some(state) = self.conns.remove(&conn) else { return };
+        match state.purpose {
+            Purpose::Prompt => self.neighbors_input(now, neighbors::Input::Disconnected { conn, reason }),
+            Purpose::Join if state.dialled => self.events.push_back(Event::JoinEnded),
+            Purpose::Join => {}
+        }
+    }
+
+    fn handle_frame(&mut self, now: Now, conn: ConnId, bytes: &[u8]) {
+        let Some(state) = self.conns.get(&conn).cloned() else { return };
+        let outcome = match Frame::from_bytes(bytes) {
+            Ok(Some(frame)) => self.route_frame(now, conn, &state, frame),
+            Ok(None) => Ok(()),
+            Err(error) => Err(Misbehaved::Frame(error)),
+        };
+        if let Err(violation) = outcome {
+            match state.purpose {
+                Purpose::Prompt => self.misbehaved(now, state.peer, violation),
+                Purpose::Join => {
+                    self.events.push_back(Event::Misbehaved { peer: state.peer, violation });
+                    self.transmits.push_back(Transmit::Close { conn, reason: CloseReason::Violation });
+                }
+            }
+        }
+    }
+
+    fn route_frame(&mut self, now: Now, conn: ConnId, state: &Conn, frame: Frame) -> Result<(), Misbehaved> {
+        let peer = state.peer;
+        let joining = state.purpose == Purpose::Join;
+        // [CONN-2] Hello comes first, and once.
+        if !joining && state.greeted == matches!(frame, Frame::Hello(_)) {
+            return Err(Misbehaved::OutOfOrder);
+        }
+        match frame {
+            Frame::JoinRequest(request) if joining && !state.dialled => {
+                let holder = self.directory.name_holder(&request.name, &peer);
+                let holder = holder.filter(|h| self.holds_name(h));
+                self.admission.handle_join_request(now, conn, peer, &request, holder);
+            }
+            Frame::JoinReply(reply) if joining && state.dialled => {
+                self.admission.handle_join_reply(now, peer, reply);
+            }
+            Frame::Hello(hello) if !joining => {
+                if let Some(conn) = self.conns.get_mut(&conn) {
+                    conn.greeted = true;
+                }
+                self.neighbors_input(now, neighbors::Input::Hello { conn, hello });
+            }
+            Frame::Summary(summary) if !joining => self.flood.handle_summary(conn, &summary),
+            Frame::Digest(digest) if !joining => self.flood.handle_digest(now, conn, &digest),
+            Frame::Items(items) if !joining => {
+                self.flood.handle_items(now, conn, peer, &items).map_err(Misbehaved::Flood)?;
+            }
+            Frame::RenewRequest(request) if !joining => {
+                self.admission.handle_renew_request(now, conn, peer, &request);
+            }
+            Frame::RenewReply(reply) if !joining => self.admission.handle_renew_reply(now, reply),
+            Frame::Offer(offer) if !joining => self.handle_offer(now, state, offer)?,
+            Frame::Accept(_)
+            | Frame::Progress(_)
+            | Frame::Finish(_)
+            | Frame::Delivered(_)
+            | Frame::Abort(_)
+                if !joining =>
+            {
+                self.transfers.handle_input(now, transfer::Input::Frame { peer, frame }).map_err(Misbehaved::Transfer)?;
+            }
+            Frame::JoinRequest(_)
+            | Frame::JoinReply(_)
+            | Frame::Hello(_)
+            | Frame::Summary(_)
+            | Frame::Digest(_)
+            | Frame::Items(_)
+            | Frame::RenewRequest(_)
+            | Frame::RenewReply(_)
+            | Frame::Offer(_)
+            | Frame::Accept(_)
+            | Frame::Progress(_)
+            | Frame::Finish(_)
+            | Frame::Delivered(_)
+            | Frame::Abort(_) => return Err(Misbehaved::OutOfPlace),
+        }
+        Ok(())
+    }
+
+    fn handle_offer(&mut self, now: Now, state: &Conn, offer: OfferFrame) -> Result<(), Misbehaved> {
+        let peer = state.peer;
+        // [XFER-2] Nobody sends in another's name.
+        if state.member.as_ref().is_none_or(|m| !offer.offer.source.is_within(&m.name)) {
+            return Err(Misbehaved::ForeignSource);
+        }
+        if !self.nodes.iter().any(|n| n.node_id == offer.offer.destination) {
+            let abort = Abort { transfer: offer.transfer, fault: Fault::NoSuchNode, detail: None };
+            if let Some(conn) = self.up.get(&peer) {
+                self.transmits.push_back(Transmit::Frame { conn: *conn, bytes: Frame::Abort(abort).to_bytes() });
+            }
+            return Ok(());
+        }
+        let frame = Frame::Offer(offer);
+        self.transfers.handle_input(now, transfer::Input::Frame { peer, frame }).map_err(Misbehaved::Transfer)
+    }
+
+    fn holds_name(&self, peer: &PeerId) -> bool {
+        self.directory.member(peer).is_some_and(|m| !self.admission.is_revoked(&m.serial))
+    }
+
+    /// Takes an item that was found elsewhere than on a link (a Kademlia record, a gossip message).
+    fn handle_found(&mut self, now: Now, signed: crate::Signed) {
+        // Nobody to blame: a violation is only an item not taken.
+        let items = crate::frame::Items { items: crate::cbor::List(alloc::vec![signed]) };
+        let nobody = ConnId(u64::MAX);
+        let _taken = self.flood.handle_items(now, nobody, self.local, &items);
+    }
+
+    fn handle_job(&mut self, now: Now, result: JobResult) {
+        match result {
+            JobResult::Checked(checked) => {
+                for item in checked {
+                    if let Err((conn, violation)) = self.flood.handle_checked(now, item)
+                        && let Some(peer) = self.conns.get(&conn).map(|c| c.peer)
+                    {
+                        self.misbehaved(now, peer, Misbehaved::Flood(violation));
+                    }
+                }
+            }
+            JobResult::Persisted { id, ok } => self.admission.handle_persisted(id, ok),
+            JobResult::Transfer(result) => self.transfers_input(now, transfer::Input::JobDone(result)),
+        }
+    }
+
+    /// Cuts a peer off that has broken the protocol.
+    fn misbehaved(&mut self, now: Now, peer: PeerId, violation: Misbehaved) {
+        self.events.push_back(Event::Misbehaved { peer, violation });
+        self.neighbors_input(now, neighbors::Input::Ban { peer, reason: CloseReason::Violation });
+    }
+
+    fn neighbors_input(&mut self, now: Now, input: neighbors::Input) {
+        self.neighbors.handle_input(now, input);
+    }
+
+    fn transfers_input(&mut self, now: Now, input: transfer::Input) {
+        // Only frames can violate the protocol; these inputs are local.
+        if let Err(violation) = self.transfers.handle_input(now, input) {
+            debug_assert!(false, "a local input was refused: {violation}");
+        }
+    }
+
+    /// Lets the machines hear of each other until all is quiet.
+    fn settle(&mut self, now: Now) {
+        loop {
+            let mut quiet = true;
+            while let Some(event) = self.neighbors.poll_event() {
+                quiet = false;
+                self.on_neighbors(now, event);
+            }
+            while let Some(event) = self.flood.poll_event() {
+                quiet = false;
+                self.on_flood(now, event);
+            }
+            while let Some(event) = self.directory.poll_event() {
+                quiet = false;
+                self.on_directory(now, event);
+            }
+            while let Some(event) = self.admission.poll_event() {
+                quiet = false;
+                self.on_admission(now, event);
+            }
+            while let Some(event) = self.transfers.poll_event() {
+                quiet = false;
+                self.events.push_back(Event::Transfer(event));
+            }
+            while let Some(transmit) = self.transfers.poll_transmit() {
+                quiet = false;
+                self.on_transfer_transmit(now, transmit);
+            }
+            if quiet {
+                break;
+            }
+        }
+        self.collect();
+    }
+
+    fn on_neighbors(&mut self, now: Now, event: neighbors::Event) {
+        match event {
+            neighbors::Event::Up { peer, conn, restarted } => {
+                if let Some(old) = self.up.insert(peer, conn) {
+                    self.flood.link_down(old);
+                }
+                self.flood.link_up(conn);
+                if restarted {
+                    self.transfers_input(now, transfer::Input::PeerDown { peer });
+                }
+                self.transfers_input(now, transfer::Input::PeerUp { peer });
+                self.admission.renew_if_due(now, conn, peer);
+                self.events.push_back(Event::PeerUp { peer, conn, restarted });
+            }
+            neighbors::Event::Moved { peer, conn } => {
+                if let Some(old) = self.up.insert(peer, conn) {
+                    self.flood.link_down(old);
+                }
+                self.flood.link_up(conn);
+                // Frames in flight on the old connection may be lost: start the dialogue of each transfer anew.
+                self.transfers_input(now, transfer::Input::PeerDown { peer });
+                self.transfers_input(now, transfer::Input::PeerUp { peer });
+                self.events.push_back(Event::PeerMoved { peer, conn });
+            }
+            neighbors::Event::Down { peer } => {
+                if let Some(conn) = self.up.remove(&peer) {
+                    self.flood.link_down(conn);
+                }
+                self.transfers_input(now, transfer::Input::PeerDown { peer });
+                self.events.push_back(Event::PeerDown { peer });
+            }
+            neighbors::Event::Unreachable { peer } => self.events.push_back(Event::PeerUnreachable { peer }),
+        }
+    }
+
+    fn on_flood(&mut self, now: Now, event: flood::Event) {
+        match event {
+            flood::Event::Accepted { key, content } => match content {
+                Content::Record(record) if self.admission.is_revoked(&record.member.serial) => self.flood.remove(&key),
+                Content::Record(record) => self.directory.insert(record),
+                Content::Revocation(revocation) => self.on_revocation(now, key, revocation),
+            },
+            flood::Event::Expired(key) => match key.kind {
+                ItemKind::Record => self.directory.remove(&key.origin),
+                ItemKind::Revocation => {}
+            },
+            flood::Event::Reclaim(key) => match key.kind {
+                ItemKind::Record => self.publish_record(now),
+                ItemKind::Revocation => {}
+            },
+        }
+    }
+
+    fn on_revocation(&mut self, now: Now, key: ItemKey, revocation: flood::Revocation) {
+        let (peer, serial, name) = (revocation.peer, revocation.serial, revocation.name.clone());
+        if !self.admission.handle_revocation(now, revocation) {
+            return;
+        }
+        if let Some(item) = self.flood.get(&key).cloned() {
+            self.admission.keep_revocation(serial, item);
+        }
+        let local = self.admission.own().is_some_and(|(_, member)| member.serial == serial);
+        if self.directory.member(&peer).is_some_and(|m| m.serial == serial) {
+            self.directory.remove(&peer);
+            self.flood.remove(&ItemKey { origin: peer, kind: ItemKind::Record, id: 0 });
+        }
+        // A peer that was admitted again holds another certificate and stays.
+        let connected_by_it =
+            self.conns.values().any(|c| c.peer == peer && c.member.as_ref().is_some_and(|m| m.serial == serial));
+        let admitted_anew =
+            !connected_by_it && self.conns.values().any(|c| c.peer == peer && c.purpose == Purpose::Prompt);
+        if !admitted_anew && peer != self.local {
+            self.transfers_input(now, transfer::Input::PeerRevoked { peer });
+            self.neighbors_input(now, neighbors::Input::Remove { peer });
+        }
+        self.events.push_back(Event::Revoked { peer, name, serial, local });
+    }
+
+    fn on_directory(&mut self, now: Now, event: directory::Event) {
+        match event {
+            directory::Event::Learned { peer, addresses, bootstrap } => {
+                self.neighbors_input(now, neighbors::Input::Learned { peer, addresses, bootstrap });
+            }
+            directory::Event::Forgotten(_) => {}
+            directory::Event::NodeAppeared { node_id, peer } => {
+                self.events.push_back(Event::NodeAppeared { node_id, peer });
+            }
+            directory::Event::NodeGone(node_id) => self.events.push_back(Event::NodeGone(node_id)),
+            directory::Event::Duplicate { node_id, holder } => {
+                self.events.push_back(Event::DuplicateNode { node_id, holder });
+            }
+        }
+    }
+
+    fn on_admission(&mut self, now: Now, event: admission::Event) {
+        match event {
+            admission::Event::Joined(member) => {
+                self.publish_record(now);
+                self.events.push_back(Event::Joined(member));
+            }
+            admission::Event::Refused(refusal) => self.events.push_back(Event::JoinRefused(refusal)),
+            admission::Event::BadReply => self.events.push_back(Event::JoinBadReply),
+            admission::Event::Admitted { peer, name } => self.events.push_back(Event::Admitted { peer, name }),
+            admission::Event::RefusedOther { peer, refusal } => {
+                self.events.push_back(Event::RefusedJoin { peer, refusal });
+            }
+            admission::Event::Persisted { id, ok } => self.events.push_back(Event::Persisted { id, ok }),
+        }
+    }
+
+    fn on_transfer_transmit(&mut self, now: Now, transmit: transfer::Output) {
+        match transmit {
+            transfer::Output::Frame { peer, frame } => {
+                if let Some(conn) = self.up.get(&peer) {
+                    self.transmits.push_back(Transmit::Frame { conn: *conn, bytes: frame.to_bytes() });
+                }
+            }
+            transfer::Output::Want { peer } => self.neighbors_input(now, neighbors::Input::Want { peer }),
+            transfer::Output::Unwant { peer } => self.neighbors_input(now, neighbors::Input::Unwant { peer }),
+            transfer::Output::Payload(order) => self.transmits.push_back(Transmit::Payload(order)),
+        }
+    }
+
+    /// Moves the machines' outputs into this machine's queues.
+    fn collect(&mut self) {
+        while let Some(transmit) = self.neighbors.poll_transmit() {
+            self.transmits.push_back(match transmit {
+                neighbors::Transmit::Frame { conn, frame } => Transmit::Frame { conn, bytes: frame.to_bytes() },
+                neighbors::Transmit::Dial { peer, addresses } => {
+                    Transmit::Dial { peer, addresses, purpose: Purpose::Prompt }
+                }
+                neighbors::Transmit::Close { conn, reason } => Transmit::Close { conn, reason },
+            });
+        }
+        while let Some((conn, frame)) = self.flood.poll_transmit() {
+            self.transmits.push_back(Transmit::Frame { conn, bytes: frame.to_bytes() });
+        }
+        while let Some((conn, frame)) = self.admission.poll_transmit() {
+            self.transmits.push_back(Transmit::Frame { conn, bytes: frame.to_bytes() });
+        }
+        while let Some(job) = self.flood.poll_job() {
+            if let Some(root) = self.admission.root() {
+                self.jobs.push_back(Job::Check { items: job.items, root: root.clone() });
+            }
+        }
+        while let Some(persist) = self.admission.poll_job() {
+            self.jobs.push_back(Job::Persist(persist));
+        }
+        while let Some(job) = self.transfers.poll_job() {
+            self.jobs.push_back(Job::Transfer(job));
+        }
+    }
+
+    /// Returns the next thing to do on the network.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// Returns the next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Returns the next piece of heavy or durable work.
+    pub fn poll_job(&mut self) -> Option<Job> {
+        self.jobs.pop_front()
+    }
+
+    /// Returns when [`Self::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.neighbors.poll_timeout(), self.flood.poll_timeout(), self.transfers.poll_timeout(), self.refresh_at]
+            .into_iter()
+            .flatten()
+            .chain([self.tick_at])
+            .min()
+    }
+}
+
