@@ -159,10 +159,7 @@ enum Pending {
         renew: bool,
     },
     /// Announce that this peer is a member.
-    Own {
-        member: Member,
-        membership: Membership,
-    },
+    Own { member: Member, membership: Membership },
     /// Only tell the user.
     Note,
 }
@@ -233,9 +230,7 @@ impl Admission {
     /// Returns this peer's membership.
     #[must_use]
     pub fn own(&self) -> Option<(&Membership, &Member)> {
-        self.own
-            .as_ref()
-            .map(|(membership, member)| (membership, member))
+        self.own.as_ref().map(|(membership, member)| (membership, member))
     }
 
     /// Returns this peer's right to admit.
@@ -274,12 +269,7 @@ impl Admission {
     }
 
     /// Finds out who holds a name already, among the grants made here.
-    fn granted_to_other(
-        &self,
-        name: &NodeId,
-        peer: Option<&PeerId>,
-        now: UnixMillis,
-    ) -> Option<PeerId> {
+    fn granted_to_other(&self, name: &NodeId, peer: Option<&PeerId>, now: UnixMillis) -> Option<PeerId> {
         self.grants
             .values()
             .filter(|g| g.name.is_within(name) || name.is_within(&g.name))
@@ -372,8 +362,7 @@ impl Admission {
         name: NodeId,
         holder: Option<PeerId>,
     ) -> Result<(Membership, u64), AdmitError> {
-        if let Some(holder) = holder.or_else(|| self.granted_to_other(&name, Some(&peer), now.wall))
-        {
+        if let Some(holder) = holder.or_else(|| self.granted_to_other(&name, Some(&peer), now.wall)) {
             return Err(AdmitError::NameTaken { name, holder });
         }
         let (membership, grant) = self
@@ -394,14 +383,7 @@ impl Admission {
         let root = self.root.as_ref()?;
         let admitter = self.admitter.as_ref()?;
         let serial = serial.unwrap_or(fresh);
-        let membership = admitter.admit(
-            root,
-            peer,
-            name.clone(),
-            serial,
-            now.wall,
-            CERTIFICATE_VALIDITY,
-        );
+        let membership = admitter.admit(root, peer, name.clone(), serial, now.wall, CERTIFICATE_VALIDITY);
         let grant = Grant {
             name: name.clone(),
             peer,
@@ -427,8 +409,7 @@ impl Admission {
                 secret: ticket.0.secret,
                 name: ticket.0.name.clone(),
             };
-            self.transmits
-                .push_back((conn, Frame::JoinRequest(request)));
+            self.transmits.push_back((conn, Frame::JoinRequest(request)));
         }
     }
 
@@ -501,27 +482,17 @@ impl Admission {
         if earlier.is_some_and(|serial| self.is_revoked(&serial)) {
             return Err(JoinRefusal::Revoked);
         }
-        if holder.is_some()
-            || self
-                .granted_to_other(&name, Some(&peer), now.wall)
-                .is_some()
-        {
+        if holder.is_some() || self.granted_to_other(&name, Some(&peer), now.wall).is_some() {
             return Err(JoinRefusal::NameTaken);
         }
         let (membership, grant) = self
             .certify(now, peer, name.clone(), earlier)
             .ok_or(JoinRefusal::NotAnAdmitter)?;
-        let ticket = self
-            .tickets
-            .get_mut(&hash)
-            .ok_or(JoinRefusal::UnknownTicket)?;
+        let ticket = self.tickets.get_mut(&hash).ok_or(JoinRefusal::UnknownTicket)?;
         if again.is_none() {
             ticket.used_by.0.push(peer);
         }
-        let changes = alloc::vec![
-            StateChange::Ticket(ticket.clone()),
-            StateChange::Grant(grant)
-        ];
+        let changes = alloc::vec![StateChange::Ticket(ticket.clone()), StateChange::Grant(grant)];
         Ok((membership, changes, name, hash))
     }
 
@@ -549,12 +520,7 @@ impl Admission {
         membership: Membership,
         issuer: Option<(PeerId, Vec<Address>)>,
     ) {
-        match Membership::verify(
-            &cbor::to_bytes(&membership),
-            &root,
-            &self.key.peer_id(),
-            now.wall,
-        ) {
+        match Membership::verify(&cbor::to_bytes(&membership), &root, &self.key.peer_id(), now.wall) {
             Ok(member) => {
                 self.root = Some(root.clone());
                 let change = StateChange::Membership {
@@ -575,51 +541,39 @@ impl Admission {
         };
         let open = self.root.as_ref().is_some_and(MeshRoot::is_open);
         let due = member.not_after.since(now.wall) < RENEW_BEFORE && !open;
-        if due
-            && member.admitter == peer
-            && peer != self.key.peer_id()
-            && self.renew_after <= now.mono
-        {
+        if due && member.admitter == peer && peer != self.key.peer_id() && self.renew_after <= now.mono {
             self.renew_after = now.mono.after(RENEW_RETRY);
             let request = RenewRequest {
                 membership: membership.clone(),
             };
-            self.transmits
-                .push_back((conn, Frame::RenewRequest(request)));
+            self.transmits.push_back((conn, Frame::RenewRequest(request)));
         }
     }
 
     /// Extends a member's certificate: same name, same serial, a later end.
-    pub fn handle_renew_request(
-        &mut self,
-        now: Now,
-        conn: ConnId,
-        peer: PeerId,
-        request: &RenewRequest,
-    ) {
-        let verified = self.root.as_ref().map(|root| {
-            Membership::verify(&cbor::to_bytes(&request.membership), root, &peer, now.wall)
-        });
+    pub fn handle_renew_request(&mut self, now: Now, conn: ConnId, peer: PeerId, request: &RenewRequest) {
+        let verified = self
+            .root
+            .as_ref()
+            .map(|root| Membership::verify(&cbor::to_bytes(&request.membership), root, &peer, now.wall));
         let refusal = match verified {
             Some(Ok(member)) if self.is_revoked(&member.serial) => JoinRefusal::Revoked,
-            Some(Ok(member)) => {
-                match self.certify(now, peer, member.name.clone(), Some(member.serial)) {
-                    Some((membership, grant)) => {
-                        let (name, secret_hash) = (member.name, None);
-                        let then = Pending::Reply {
-                            conn,
-                            peer,
-                            name,
-                            membership,
-                            secret_hash,
-                            renew: true,
-                        };
-                        self.persist(alloc::vec![StateChange::Grant(grant)], then);
-                        return;
-                    }
-                    None => JoinRefusal::NotAnAdmitter,
+            Some(Ok(member)) => match self.certify(now, peer, member.name.clone(), Some(member.serial)) {
+                Some((membership, grant)) => {
+                    let (name, secret_hash) = (member.name, None);
+                    let then = Pending::Reply {
+                        conn,
+                        peer,
+                        name,
+                        membership,
+                        secret_hash,
+                        renew: true,
+                    };
+                    self.persist(alloc::vec![StateChange::Grant(grant)], then);
+                    return;
                 }
-            }
+                None => JoinRefusal::NotAnAdmitter,
+            },
             Some(Err(_)) | None => JoinRefusal::NotAnAdmitter,
         };
         let reply = JoinReply {
@@ -705,9 +659,7 @@ impl Admission {
                 self.own = Some((membership, member.clone()));
                 self.events.push_back(Event::Joined(member));
             }
-            (Some(Pending::Own { .. }), false) => {
-                self.events.push_back(Event::Refused(JoinRefusal::Storage))
-            }
+            (Some(Pending::Own { .. }), false) => self.events.push_back(Event::Refused(JoinRefusal::Storage)),
             (Some(Pending::Note) | None, _) => {}
         }
         self.events.push_back(Event::Persisted { id, ok });

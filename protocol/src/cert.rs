@@ -248,8 +248,7 @@ impl Membership {
         peer: &PeerId,
         now: UnixMillis,
     ) -> Result<Member, CertificateError> {
-        let certificate: Certificate =
-            cbor::from_bytes(self.certificate.verify(Domain::Certificate)?)?;
+        let certificate: Certificate = cbor::from_bytes(self.certificate.verify(Domain::Certificate)?)?;
         // The mesh first: a member of another mesh should hear that, not that its signatures are unknown.
         if certificate.mesh != root.id() {
             return Err(CertificateError::OtherMesh);
@@ -265,8 +264,7 @@ impl Membership {
             (MeshRoot::Closed { authority, .. }, Some(delegation))
                 if delegation.claimed_signer() == *authority =>
             {
-                let delegation: Delegation =
-                    cbor::from_bytes(delegation.verify(Domain::Delegation)?)?;
+                let delegation: Delegation = cbor::from_bytes(delegation.verify(Domain::Delegation)?)?;
                 if delegation.mesh != certificate.mesh || delegation.admitter != signer {
                     return Err(CertificateError::Forged);
                 }

@@ -78,13 +78,7 @@ impl Directory {
             .iter()
             .flat_map(|r| r.body.nodes.0.iter().map(|n| n.node_id.clone()))
             .collect();
-        let new_nodes: BTreeSet<NodeId> = record
-            .body
-            .nodes
-            .0
-            .iter()
-            .map(|n| n.node_id.clone())
-            .collect();
+        let new_nodes: BTreeSet<NodeId> = record.body.nodes.0.iter().map(|n| n.node_id.clone()).collect();
         if let Some(old) = &old {
             remove_claim(&mut self.names, &old.member.name, (old.member.serial, peer));
         }
@@ -121,11 +115,7 @@ impl Directory {
         let Some(old) = self.records.remove(peer) else {
             return;
         };
-        remove_claim(
-            &mut self.names,
-            &old.member.name,
-            (old.member.serial, *peer),
-        );
+        remove_claim(&mut self.names, &old.member.name, (old.member.serial, *peer));
         for node in &old.body.nodes.0 {
             self.unclaim(&node.node_id, (old.member.serial, *peer));
         }
@@ -233,9 +223,8 @@ impl Directory {
     /// Returns who else holds a name that is, contains or lies within `name`.
     #[must_use]
     pub fn name_holder(&self, name: &NodeId, except: &PeerId) -> Option<PeerId> {
-        let other = |holders: &BTreeSet<(Serial, PeerId)>| {
-            holders.iter().map(|(_, p)| *p).find(|p| p != except)
-        };
+        let other =
+            |holders: &BTreeSet<(Serial, PeerId)>| holders.iter().map(|(_, p)| *p).find(|p| p != except);
         let mut above = Some(name.as_str());
         while let Some(text) = above {
             let found = NodeId::new(text)
@@ -249,13 +238,11 @@ impl Directory {
         self.names
             .range(name.clone()..)
             .take_while(|(n, _)| n.as_str().starts_with(name.as_str()))
-            .find_map(|(n, holders)| {
-                if n.is_within(name) {
-                    other(holders)
-                } else {
-                    None
-                }
-            })
+            .find_map(
+                |(n, holders)| {
+                    if n.is_within(name) { other(holders) } else { None }
+                },
+            )
     }
 
     /// Returns the next change.

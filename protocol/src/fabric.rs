@@ -18,7 +18,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 pub use io::{
-    Event, FabricConfig, Input, Job, JobResult, Misbehaved, Purpose, RECORD_LIFETIME, RECORD_REFRESH, Transmit,
+    Event, FabricConfig, Input, Job, JobResult, Misbehaved, Purpose, RECORD_LIFETIME, RECORD_REFRESH,
+    Transmit,
 };
 pub use local::{RegisterError, RevokeError, SendError};
 
@@ -127,9 +128,12 @@ impl Fabric {
     }
 
     fn restore_revocations(&mut self, now: Now, items: Vec<crate::Signed>) {
-        let Some(root) = self.admission.root().cloned() else { return };
+        let Some(root) = self.admission.root().cloned() else {
+            return;
+        };
         for signed in items {
-            if let Ok((_, Content::Revocation(revocation))) = flood::content::check(&signed, &root, now.wall) {
+            if let Ok((_, Content::Revocation(revocation))) = flood::content::check(&signed, &root, now.wall)
+            {
                 self.admission.handle_revocation(now, revocation);
                 self.flood.restore(now, signed);
             }
@@ -186,12 +190,37 @@ impl Fabric {
     /// Takes something that happened.
     pub fn handle_input(&mut self, now: Now, input: Input) {
         match input {
-            Input::Connected { conn, peer, purpose, dialled, address, membership } => {
-                self.handle_connected(now, conn, Conn { peer, purpose, dialled, member: None, greeted: false }, address, membership);
+            Input::Connected {
+                conn,
+                peer,
+                purpose,
+                dialled,
+                address,
+                membership,
+            } => {
+                self.handle_connected(
+                    now,
+                    conn,
+                    Conn {
+                        peer,
+                        purpose,
+                        dialled,
+                        member: None,
+                        greeted: false,
+                    },
+                    address,
+                    membership,
+                );
             }
             Input::Disconnected { conn, reason } => self.handle_disconnected(now, conn, reason),
-            Input::DialFailed { peer, purpose, permanent } => match purpose {
-                Purpose::Prompt => self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent }),
+            Input::DialFailed {
+                peer,
+                purpose,
+                permanent,
+            } => match purpose {
+                Purpose::Prompt => {
+                    self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent })
+                }
                 Purpose::Join => self.events.push_back(Event::JoinUnreachable),
             },
             Input::Frame { conn, bytes } => self.handle_frame(now, conn, &bytes),
@@ -202,11 +231,37 @@ impl Fabric {
                 }
             }
             Input::Found(signed) => self.handle_found(now, signed),
-            Input::PayloadSent { transfer, attempt, root } => {
-                self.transfers_input(now, transfer::Input::PayloadSent { transfer, attempt, root });
+            Input::PayloadSent {
+                transfer,
+                attempt,
+                root,
+            } => {
+                self.transfers_input(
+                    now,
+                    transfer::Input::PayloadSent {
+                        transfer,
+                        attempt,
+                        root,
+                    },
+                );
             }
-            Input::PayloadFailed { peer, transfer, role, attempt, fault } => {
-                self.transfers_input(now, transfer::Input::PayloadFailed { peer, transfer, role, attempt, fault });
+            Input::PayloadFailed {
+                peer,
+                transfer,
+                role,
+                attempt,
+                fault,
+            } => {
+                self.transfers_input(
+                    now,
+                    transfer::Input::PayloadFailed {
+                        peer,
+                        transfer,
+                        role,
+                        attempt,
+                        fault,
+                    },
+                );
             }
             Input::ChunksDurable { peer, transfer, have } => {
                 self.transfers_input(now, transfer::Input::ChunksDurable { peer, transfer, have });
@@ -237,7 +292,11 @@ impl Fabric {
         let ended: Vec<PeerId> = self
             .conns
             .values()
-            .filter(|c| c.member.as_ref().is_some_and(|m| now.wall.before(skew) > m.not_after))
+            .filter(|c| {
+                c.member
+                    .as_ref()
+                    .is_some_and(|m| now.wall.before(skew) > m.not_after)
+            })
             .map(|c| c.peer)
             .collect();
         for peer in ended {
@@ -268,11 +327,22 @@ impl Fabric {
             Ok(member) => {
                 state.member = Some(member);
                 self.conns.insert(conn, state);
-                self.neighbors_input(now, neighbors::Input::Connected { conn, peer, dialled, address });
+                self.neighbors_input(
+                    now,
+                    neighbors::Input::Connected {
+                        conn,
+                        peer,
+                        dialled,
+                        address,
+                    },
+                );
             }
             Err(error) => {
                 self.events.push_back(Event::Refused { peer, error });
-                self.transmits.push_back(Transmit::Close { conn, reason: CloseReason::Revoked });
+                self.transmits.push_back(Transmit::Close {
+                    conn,
+                    reason: CloseReason::Revoked,
+                });
             }
         }
     }
@@ -281,14 +351,25 @@ impl Fabric {
     ///
     /// # Errors
     /// [`CertificateError`] says why the peer may not be here.
-    pub fn verify_member(&self, now: Now, peer: PeerId, shown: Option<&[u8]>) -> Result<Member, CertificateError> {
+    pub fn verify_member(
+        &self,
+        now: Now,
+        peer: PeerId,
+        shown: Option<&[u8]>,
+    ) -> Result<Member, CertificateError> {
         let root = self.admission.root().ok_or(CertificateError::NotAMember)?;
         let member = Membership::verify(shown.ok_or(CertificateError::NotAMember)?, root, &peer, now.wall)?;
-        if self.admission.is_revoked(&member.serial) { Err(CertificateError::Revoked) } else { Ok(member) }
+        if self.admission.is_revoked(&member.serial) {
+            Err(CertificateError::Revoked)
+        } else {
+            Ok(member)
+        }
     }
 
     fn handle_disconnected(&mut self, now: Now, conn: ConnId, reason: Option<CloseReason>) {
-        let Some(state) = self.conns.remove(&conn) else { return };
+        let Some(state) = self.conns.remove(&conn) else {
+            return;
+        };
         match state.purpose {
             Purpose::Prompt => self.neighbors_input(now, neighbors::Input::Disconnected { conn, reason }),
             Purpose::Join if state.dialled => self.events.push_back(Event::JoinEnded),
@@ -297,7 +378,9 @@ impl Fabric {
     }
 
     fn handle_frame(&mut self, now: Now, conn: ConnId, bytes: &[u8]) {
-        let Some(state) = self.conns.get(&conn).cloned() else { return };
+        let Some(state) = self.conns.get(&conn).cloned() else {
+            return;
+        };
         let outcome = match Frame::from_bytes(bytes) {
             Ok(Some(frame)) => self.route_frame(now, conn, &state, frame),
             Ok(None) => Ok(()),
@@ -307,8 +390,14 @@ impl Fabric {
             match state.purpose {
                 Purpose::Prompt => self.misbehaved(now, state.peer, violation),
                 Purpose::Join => {
-                    self.events.push_back(Event::Misbehaved { peer: state.peer, violation });
-                    self.transmits.push_back(Transmit::Close { conn, reason: CloseReason::Violation });
+                    self.events.push_back(Event::Misbehaved {
+                        peer: state.peer,
+                        violation,
+                    });
+                    self.transmits.push_back(Transmit::Close {
+                        conn,
+                        reason: CloseReason::Violation,
+                    });
                 }
             }
         }
@@ -325,7 +414,8 @@ impl Fabric {
             Frame::JoinRequest(request) if joining && !state.dialled => {
                 let holder = self.directory.name_holder(&request.name, &peer);
                 let holder = holder.filter(|h| self.holds_name(h));
-                self.admission.handle_join_request(now, conn, peer, &request, holder);
+                self.admission
+                    .handle_join_request(now, conn, peer, &request, holder);
             }
             Frame::JoinReply(reply) if joining && state.dialled => {
                 self.admission.handle_join_reply(now, peer, reply);
@@ -339,7 +429,9 @@ impl Fabric {
             Frame::Summary(summary) if !joining => self.flood.handle_summary(conn, &summary),
             Frame::Digest(digest) if !joining => self.flood.handle_digest(now, conn, &digest),
             Frame::Items(items) if !joining => {
-                self.flood.handle_items(now, conn, peer, &items).map_err(Misbehaved::Flood)?;
+                self.flood
+                    .handle_items(now, conn, peer, &items)
+                    .map_err(Misbehaved::Flood)?;
             }
             Frame::RenewRequest(request) if !joining => {
                 self.admission.handle_renew_request(now, conn, peer, &request);
@@ -353,7 +445,9 @@ impl Fabric {
             | Frame::Abort(_)
                 if !joining =>
             {
-                self.transfers.handle_input(now, transfer::Input::Frame { peer, frame }).map_err(Misbehaved::Transfer)?;
+                self.transfers
+                    .handle_input(now, transfer::Input::Frame { peer, frame })
+                    .map_err(Misbehaved::Transfer)?;
             }
             Frame::JoinRequest(_)
             | Frame::JoinReply(_)
@@ -376,28 +470,45 @@ impl Fabric {
     fn handle_offer(&mut self, now: Now, state: &Conn, offer: OfferFrame) -> Result<(), Misbehaved> {
         let peer = state.peer;
         // [XFER-2] Nobody sends in another's name.
-        if state.member.as_ref().is_none_or(|m| !offer.offer.source.is_within(&m.name)) {
+        if state
+            .member
+            .as_ref()
+            .is_none_or(|m| !offer.offer.source.is_within(&m.name))
+        {
             return Err(Misbehaved::ForeignSource);
         }
         if !self.nodes.iter().any(|n| n.node_id == offer.offer.destination) {
-            let abort = Abort { transfer: offer.transfer, fault: Fault::NoSuchNode, detail: None };
+            let abort = Abort {
+                transfer: offer.transfer,
+                fault: Fault::NoSuchNode,
+                detail: None,
+            };
             if let Some(conn) = self.up.get(&peer) {
-                self.transmits.push_back(Transmit::Frame { conn: *conn, bytes: Frame::Abort(abort).to_bytes() });
+                self.transmits.push_back(Transmit::Frame {
+                    conn: *conn,
+                    bytes: Frame::Abort(abort).to_bytes(),
+                });
             }
             return Ok(());
         }
         let frame = Frame::Offer(offer);
-        self.transfers.handle_input(now, transfer::Input::Frame { peer, frame }).map_err(Misbehaved::Transfer)
+        self.transfers
+            .handle_input(now, transfer::Input::Frame { peer, frame })
+            .map_err(Misbehaved::Transfer)
     }
 
     fn holds_name(&self, peer: &PeerId) -> bool {
-        self.directory.member(peer).is_some_and(|m| !self.admission.is_revoked(&m.serial))
+        self.directory
+            .member(peer)
+            .is_some_and(|m| !self.admission.is_revoked(&m.serial))
     }
 
     /// Takes an item that was found elsewhere than on a link (a Kademlia record, a gossip message).
     fn handle_found(&mut self, now: Now, signed: crate::Signed) {
         // Nobody to blame: a violation is only an item not taken.
-        let items = crate::frame::Items { items: crate::cbor::List(alloc::vec![signed]) };
+        let items = crate::frame::Items {
+            items: crate::cbor::List(alloc::vec![signed]),
+        };
         let nobody = ConnId(u64::MAX);
         let _taken = self.flood.handle_items(now, nobody, self.local, &items);
     }
@@ -421,7 +532,13 @@ impl Fabric {
     /// Cuts a peer off that has broken the protocol.
     fn misbehaved(&mut self, now: Now, peer: PeerId, violation: Misbehaved) {
         self.events.push_back(Event::Misbehaved { peer, violation });
-        self.neighbors_input(now, neighbors::Input::Ban { peer, reason: CloseReason::Violation });
+        self.neighbors_input(
+            now,
+            neighbors::Input::Ban {
+                peer,
+                reason: CloseReason::Violation,
+            },
+        );
     }
 
     fn neighbors_input(&mut self, now: Now, input: neighbors::Input) {
@@ -472,7 +589,11 @@ impl Fabric {
 
     fn on_neighbors(&mut self, now: Now, event: neighbors::Event) {
         match event {
-            neighbors::Event::Up { peer, conn, restarted } => {
+            neighbors::Event::Up {
+                peer,
+                conn,
+                restarted,
+            } => {
                 if let Some(old) = self.up.insert(peer, conn) {
                     self.flood.link_down(old);
                 }
@@ -482,7 +603,11 @@ impl Fabric {
                 }
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
                 self.admission.renew_if_due(now, conn, peer);
-                self.events.push_back(Event::PeerUp { peer, conn, restarted });
+                self.events.push_back(Event::PeerUp {
+                    peer,
+                    conn,
+                    restarted,
+                });
             }
             neighbors::Event::Moved { peer, conn } => {
                 if let Some(old) = self.up.insert(peer, conn) {
@@ -508,7 +633,9 @@ impl Fabric {
     fn on_flood(&mut self, now: Now, event: flood::Event) {
         match event {
             flood::Event::Accepted { key, content } => match content {
-                Content::Record(record) if self.admission.is_revoked(&record.member.serial) => self.flood.remove(&key),
+                Content::Record(record) if self.admission.is_revoked(&record.member.serial) => {
+                    self.flood.remove(&key)
+                }
                 Content::Record(record) => self.directory.insert(record),
                 Content::Revocation(revocation) => self.on_revocation(now, key, revocation),
             },
@@ -531,27 +658,55 @@ impl Fabric {
         if let Some(item) = self.flood.get(&key).cloned() {
             self.admission.keep_revocation(serial, item);
         }
-        let local = self.admission.own().is_some_and(|(_, member)| member.serial == serial);
+        let local = self
+            .admission
+            .own()
+            .is_some_and(|(_, member)| member.serial == serial);
         if self.directory.member(&peer).is_some_and(|m| m.serial == serial) {
             self.directory.remove(&peer);
-            self.flood.remove(&ItemKey { origin: peer, kind: ItemKind::Record, id: 0 });
+            self.flood.remove(&ItemKey {
+                origin: peer,
+                kind: ItemKind::Record,
+                id: 0,
+            });
         }
         // A peer that was admitted again holds another certificate and stays.
-        let connected_by_it =
-            self.conns.values().any(|c| c.peer == peer && c.member.as_ref().is_some_and(|m| m.serial == serial));
-        let admitted_anew =
-            !connected_by_it && self.conns.values().any(|c| c.peer == peer && c.purpose == Purpose::Prompt);
+        let connected_by_it = self
+            .conns
+            .values()
+            .any(|c| c.peer == peer && c.member.as_ref().is_some_and(|m| m.serial == serial));
+        let admitted_anew = !connected_by_it
+            && self
+                .conns
+                .values()
+                .any(|c| c.peer == peer && c.purpose == Purpose::Prompt);
         if !admitted_anew && peer != self.local {
             self.transfers_input(now, transfer::Input::PeerRevoked { peer });
             self.neighbors_input(now, neighbors::Input::Remove { peer });
         }
-        self.events.push_back(Event::Revoked { peer, name, serial, local });
+        self.events.push_back(Event::Revoked {
+            peer,
+            name,
+            serial,
+            local,
+        });
     }
 
     fn on_directory(&mut self, now: Now, event: directory::Event) {
         match event {
-            directory::Event::Learned { peer, addresses, bootstrap } => {
-                self.neighbors_input(now, neighbors::Input::Learned { peer, addresses, bootstrap });
+            directory::Event::Learned {
+                peer,
+                addresses,
+                bootstrap,
+            } => {
+                self.neighbors_input(
+                    now,
+                    neighbors::Input::Learned {
+                        peer,
+                        addresses,
+                        bootstrap,
+                    },
+                );
             }
             directory::Event::Forgotten(_) => {}
             directory::Event::NodeAppeared { node_id, peer } => {
@@ -572,7 +727,9 @@ impl Fabric {
             }
             admission::Event::Refused(refusal) => self.events.push_back(Event::JoinRefused(refusal)),
             admission::Event::BadReply => self.events.push_back(Event::JoinBadReply),
-            admission::Event::Admitted { peer, name } => self.events.push_back(Event::Admitted { peer, name }),
+            admission::Event::Admitted { peer, name } => {
+                self.events.push_back(Event::Admitted { peer, name })
+            }
             admission::Event::RefusedOther { peer, refusal } => {
                 self.events.push_back(Event::RefusedJoin { peer, refusal });
             }
@@ -584,7 +741,10 @@ impl Fabric {
         match transmit {
             transfer::Output::Frame { peer, frame } => {
                 if let Some(conn) = self.up.get(&peer) {
-                    self.transmits.push_back(Transmit::Frame { conn: *conn, bytes: frame.to_bytes() });
+                    self.transmits.push_back(Transmit::Frame {
+                        conn: *conn,
+                        bytes: frame.to_bytes(),
+                    });
                 }
             }
             transfer::Output::Want { peer } => self.neighbors_input(now, neighbors::Input::Want { peer }),
@@ -597,22 +757,36 @@ impl Fabric {
     fn collect(&mut self) {
         while let Some(transmit) = self.neighbors.poll_transmit() {
             self.transmits.push_back(match transmit {
-                neighbors::Transmit::Frame { conn, frame } => Transmit::Frame { conn, bytes: frame.to_bytes() },
-                neighbors::Transmit::Dial { peer, addresses } => {
-                    Transmit::Dial { peer, addresses, purpose: Purpose::Prompt }
-                }
+                neighbors::Transmit::Frame { conn, frame } => Transmit::Frame {
+                    conn,
+                    bytes: frame.to_bytes(),
+                },
+                neighbors::Transmit::Dial { peer, addresses } => Transmit::Dial {
+                    peer,
+                    addresses,
+                    purpose: Purpose::Prompt,
+                },
                 neighbors::Transmit::Close { conn, reason } => Transmit::Close { conn, reason },
             });
         }
         while let Some((conn, frame)) = self.flood.poll_transmit() {
-            self.transmits.push_back(Transmit::Frame { conn, bytes: frame.to_bytes() });
+            self.transmits.push_back(Transmit::Frame {
+                conn,
+                bytes: frame.to_bytes(),
+            });
         }
         while let Some((conn, frame)) = self.admission.poll_transmit() {
-            self.transmits.push_back(Transmit::Frame { conn, bytes: frame.to_bytes() });
+            self.transmits.push_back(Transmit::Frame {
+                conn,
+                bytes: frame.to_bytes(),
+            });
         }
         while let Some(job) = self.flood.poll_job() {
             if let Some(root) = self.admission.root() {
-                self.jobs.push_back(Job::Check { items: job.items, root: root.clone() });
+                self.jobs.push_back(Job::Check {
+                    items: job.items,
+                    root: root.clone(),
+                });
             }
         }
         while let Some(persist) = self.admission.poll_job() {
@@ -641,11 +815,15 @@ impl Fabric {
     /// Returns when [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.neighbors.poll_timeout(), self.flood.poll_timeout(), self.transfers.poll_timeout(), self.refresh_at]
-            .into_iter()
-            .flatten()
-            .chain([self.tick_at])
-            .min()
+        [
+            self.neighbors.poll_timeout(),
+            self.flood.poll_timeout(),
+            self.transfers.poll_timeout(),
+            self.refresh_at,
+        ]
+        .into_iter()
+        .flatten()
+        .chain([self.tick_at])
+        .min()
     }
 }
-

@@ -20,9 +20,7 @@ pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind};
 
 use crate::cbor::List;
 use crate::cert::CLOCK_SKEW_MAX;
-use crate::frame::{
-    DIGEST_ENTRIES_MAX, Digest, DigestEntry, Frame, Items, SUMMARY_BUCKETS, Summary,
-};
+use crate::frame::{DIGEST_ENTRIES_MAX, Digest, DigestEntry, Frame, Items, SUMMARY_BUCKETS, Summary};
 use crate::random::Random;
 use crate::sign::{Domain, Signed, SigningKey};
 use crate::{ConnId, Instant, Now, PeerId, UnixMillis};
@@ -189,12 +187,7 @@ impl Flood {
     pub fn restore(&mut self, now: Now, signed: Signed) {
         if let Ok(item) = Item::unverified(&signed) {
             let key = item.key(signed.claimed_signer());
-            if item.expires() > now.wall
-                && self
-                    .items
-                    .get(&key)
-                    .is_none_or(|e| e.sequence < item.sequence)
-            {
+            if item.expires() > now.wall && self.items.get(&key).is_none_or(|e| e.sequence < item.sequence) {
                 self.store(now, key, &item, signed, None);
             }
         }
@@ -291,11 +284,7 @@ impl Flood {
             .collect();
         let lacking: Vec<ItemKey> = self
             .bucket_items(usize::from(digest.bucket))
-            .filter(|(key, entry)| {
-                theirs
-                    .get(key)
-                    .is_none_or(|sequence| *sequence < entry.sequence)
-            })
+            .filter(|(key, entry)| theirs.get(key).is_none_or(|sequence| *sequence < entry.sequence))
             .map(|(key, _)| *key)
             .collect();
         if let Some(link) = self.links.get_mut(&conn) {
@@ -320,11 +309,7 @@ impl Flood {
             let key = item.key(signed.claimed_signer());
             if let Some(link) = self.links.get_mut(&conn) {
                 // The neighbor has this version: no need to send it back.
-                if self
-                    .items
-                    .get(&key)
-                    .is_some_and(|e| e.sequence == item.sequence)
-                {
+                if self.items.get(&key).is_some_and(|e| e.sequence == item.sequence) {
                     link.pending.remove(&key);
                 }
             }
@@ -346,10 +331,7 @@ impl Flood {
         if item.expires() <= now.wall || item.issued > now.wall.after(CLOCK_SKEW_MAX) {
             return Ok(());
         }
-        let known = self
-            .items
-            .get(&key)
-            .map(|entry| (entry.sequence, entry.accepted));
+        let known = self.items.get(&key).map(|entry| (entry.sequence, entry.accepted));
         let newest = known
             .map_or(0, |(s, _)| s)
             .max(self.checking.get(&key).copied().unwrap_or(0));
@@ -362,9 +344,10 @@ impl Flood {
             let due = known
                 .map_or(now.mono, |(_, accepted)| accepted)
                 .after(MIN_ARRIVAL);
-            let newer = self.deferred.get(&key).is_none_or(|(_, _, s)| {
-                Item::unverified(s).is_ok_and(|i| i.sequence < item.sequence)
-            });
+            let newer = self
+                .deferred
+                .get(&key)
+                .is_none_or(|(_, _, s)| Item::unverified(s).is_ok_and(|i| i.sequence < item.sequence));
             if newer && self.deferred.len() < CHECKS_PENDING_MAX {
                 self.deferred.insert(key, (due, conn, signed));
             }
@@ -392,16 +375,8 @@ impl Flood {
 
     fn check_room(&self, key: &ItemKey, peer: PeerId) -> Result<(), FloodViolation> {
         let first = ItemKey { id: 0, ..*key };
-        let last = ItemKey {
-            id: u64::MAX,
-            ..*key
-        };
-        let full = self
-            .items
-            .range(first..=last)
-            .take(ITEMS_PER_ORIGIN_MAX)
-            .count()
-            == ITEMS_PER_ORIGIN_MAX;
+        let last = ItemKey { id: u64::MAX, ..*key };
+        let full = self.items.range(first..=last).take(ITEMS_PER_ORIGIN_MAX).count() == ITEMS_PER_ORIGIN_MAX;
         if full && key.origin == peer {
             Err(FloodViolation::TooMany)
         } else {
@@ -413,18 +388,9 @@ impl Flood {
     ///
     /// # Errors
     /// The connection that brought a forged item, with the violation.
-    pub fn handle_checked(
-        &mut self,
-        now: Now,
-        checked: Checked,
-    ) -> Result<(), (ConnId, FloodViolation)> {
-        let Checked {
-            from,
-            signed,
-            result,
-        } = checked;
-        let unverified_key =
-            Item::unverified(&signed).map(|item| item.key(signed.claimed_signer()));
+    pub fn handle_checked(&mut self, now: Now, checked: Checked) -> Result<(), (ConnId, FloodViolation)> {
+        let Checked { from, signed, result } = checked;
+        let unverified_key = Item::unverified(&signed).map(|item| item.key(signed.claimed_signer()));
         if let Ok(key) = unverified_key {
             self.checking.remove(&key);
         }
@@ -449,9 +415,7 @@ impl Flood {
                 Ok(())
             }
             Err(ItemFault::Forged | ItemFault::Malformed(_)) => Err((from, FloodViolation::Forged)),
-            Err(ItemFault::Membership(_) | ItemFault::OutsideGrant | ItemFault::NotAnAdmitter) => {
-                Ok(())
-            }
+            Err(ItemFault::Membership(_) | ItemFault::OutsideGrant | ItemFault::NotAnAdmitter) => Ok(()),
         }
     }
 
@@ -509,8 +473,7 @@ impl Flood {
                 batch.push(entry.signed.clone());
                 if batch.len() == ITEMS_PER_FRAME_MAX || bytes >= FRAME_FILL_BYTES {
                     let items = List(core::mem::take(&mut batch));
-                    self.transmits
-                        .push_back((*conn, Frame::Items(Items { items })));
+                    self.transmits.push_back((*conn, Frame::Items(Items { items })));
                     bytes = 0;
                 }
             }
@@ -637,10 +600,7 @@ fn signed_hash(signed: &Signed) -> u64 {
     u64::from_be_bytes(*head)
 }
 
-const _: () = assert!(
-    SUMMARY_BUCKETS == 256,
-    "a bucket is one byte of the origin's key"
-);
+const _: () = assert!(SUMMARY_BUCKETS == 256, "a bucket is one byte of the origin's key");
 
 #[cfg(test)]
 mod tests;

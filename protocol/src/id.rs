@@ -297,14 +297,9 @@ impl Address {
     /// [`IdError::Address`] when it is empty, too long or not printable ASCII.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
-        let ok = !text.is_empty()
-            && text.len() <= ADDRESS_BYTES_MAX
-            && text.bytes().all(|b| b.is_ascii_graphic());
-        if ok {
-            Ok(Self(text))
-        } else {
-            Err(IdError::Address)
-        }
+        let ok =
+            !text.is_empty() && text.len() <= ADDRESS_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+        if ok { Ok(Self(text)) } else { Err(IdError::Address) }
     }
 
     /// Returns the text.

@@ -45,8 +45,6 @@ impl Random {
     pub fn jittered(&mut self, base: core::time::Duration) -> core::time::Duration {
         let ns = u64::try_from(base.as_nanos()).unwrap_or(u64::MAX);
         let quarter = ns / 4;
-        core::time::Duration::from_nanos(
-            ns - quarter + self.below(quarter.saturating_mul(2).max(1)),
-        )
+        core::time::Duration::from_nanos(ns - quarter + self.below(quarter.saturating_mul(2).max(1)))
     }
 }

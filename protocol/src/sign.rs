@@ -143,8 +143,7 @@ impl Signed {
     pub fn verify(&self, domain: Domain) -> Result<&[u8], BadSignature> {
         let key = ed25519_dalek::VerifyingKey::from_bytes(self.claimed_signer().as_bytes())
             .map_err(|_| BadSignature)?;
-        let signature =
-            ed25519_dalek::Signature::from_slice(&self.0[32..96]).map_err(|_| BadSignature)?;
+        let signature = ed25519_dalek::Signature::from_slice(&self.0[32..96]).map_err(|_| BadSignature)?;
         let body = self.unverified_body();
         key.verify_strict(&message(domain, body), &signature)
             .map_err(|_| BadSignature)?;

@@ -123,17 +123,12 @@ pub struct Credential(pub CredentialBody);
 impl Credential {
     /// Puts a credential together.
     #[must_use]
-    pub fn new(
-        root: &MeshRoot,
-        membership: Membership,
-        issuer: Option<(PeerId, Vec<Address>)>,
-    ) -> Self {
+    pub fn new(root: &MeshRoot, membership: Membership, issuer: Option<(PeerId, Vec<Address>)>) -> Self {
         let authority = match root {
             MeshRoot::Closed { authority, .. } => Some(*authority),
             MeshRoot::Open { .. } => None,
         };
-        let (issuer, addresses) =
-            issuer.map_or((None, Vec::new()), |(peer, list)| (Some(peer), list));
+        let (issuer, addresses) = issuer.map_or((None, Vec::new()), |(peer, list)| (Some(peer), list));
         Self(CredentialBody {
             authority,
             mesh_name: Text::truncating(root.name()),
@@ -175,18 +170,12 @@ impl FromStr for Credential {
 fn write_text(f: &mut fmt::Formatter<'_>, prefix: &str, mut bytes: Vec<u8>) -> fmt::Result {
     let sum = checksum(&bytes);
     bytes.extend_from_slice(&sum);
-    write!(
-        f,
-        "{prefix}{}",
-        data_encoding::BASE64URL_NOPAD.encode(&bytes)
-    )
+    write!(f, "{prefix}{}", data_encoding::BASE64URL_NOPAD.encode(&bytes))
 }
 
 fn read_text(text: &str, prefix: &'static str, max: usize) -> Result<Vec<u8>, TicketError> {
     let text = text.trim();
-    let encoded = text
-        .strip_prefix(prefix)
-        .ok_or(TicketError::NotATicket(prefix))?;
+    let encoded = text.strip_prefix(prefix).ok_or(TicketError::NotATicket(prefix))?;
     if text.len() > max {
         return Err(TicketError::Damaged);
     }

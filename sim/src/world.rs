@@ -40,7 +40,10 @@ pub struct Conditions {
 
 impl Default for Conditions {
     fn default() -> Self {
-        Self { latency: Duration::from_millis(10), bytes_per_second: 100_000_000 }
+        Self {
+            latency: Duration::from_millis(10),
+            bytes_per_second: 100_000_000,
+        }
     }
 }
 
@@ -64,10 +67,31 @@ struct Connection {
 }
 
 enum Happening {
-    Input { peer: PeerIndex, start: u64, input: Input },
-    Timeout { peer: PeerIndex, start: u64 },
-    Dial { from: PeerIndex, start: u64, peer: PeerId, address: Option<PeerIndex>, purpose: Purpose },
-    Chunk { from: PeerIndex, to: PeerIndex, transfer: TransferId, attempt: u32, chunk: u64, missing: Arc<Vec<u64>>, at: usize },
+    Input {
+        peer: PeerIndex,
+        start: u64,
+        input: Input,
+    },
+    Timeout {
+        peer: PeerIndex,
+        start: u64,
+    },
+    Dial {
+        from: PeerIndex,
+        start: u64,
+        peer: PeerId,
+        address: Option<PeerIndex>,
+        purpose: Purpose,
+    },
+    Chunk {
+        from: PeerIndex,
+        to: PeerIndex,
+        transfer: TransferId,
+        attempt: u32,
+        chunk: u64,
+        missing: Arc<Vec<u64>>,
+        at: usize,
+    },
 }
 
 /// The world.
@@ -114,7 +138,10 @@ impl World {
     /// Returns the time on both clocks.
     #[must_use]
     pub fn now(&self) -> Now {
-        Now { mono: self.now, wall: EPOCH.after(Duration::from_nanos(self.now.0)) }
+        Now {
+            mono: self.now,
+            wall: EPOCH.after(Duration::from_nanos(self.now.0)),
+        }
     }
 
     /// Adds a peer that belongs to no mesh, and starts it.
@@ -128,11 +155,17 @@ impl World {
     /// When `name` is not a node id.
     pub fn add_admitter(&mut self, mesh: &str, name: &str) -> PeerIndex {
         let authority = SigningKey::from_bytes(&self.secret(u64::MAX));
-        let root = MeshRoot::Closed { authority: authority.peer_id(), name: mesh.to_owned() };
+        let root = MeshRoot::Closed {
+            authority: authority.peer_id(),
+            name: mesh.to_owned(),
+        };
         let key = SigningKey::from_bytes(&self.secret(self.peers.len() as u64));
         let wall = self.now().wall;
         let delegation = Delegation::issue(&authority, mesh, key.peer_id(), wall, DELEGATION_VALIDITY);
-        let admitter = Admitter { key, delegation: Some(delegation) };
+        let admitter = Admitter {
+            key,
+            delegation: Some(delegation),
+        };
         let name = NodeId::new(name).expect("the caller's name is a node id");
         let serial = Serial::new(wall, [0; 10]);
         let validity = hyperfabric_protocol::cert::CERTIFICATE_VALIDITY;
@@ -175,22 +208,25 @@ impl World {
         let seed = self.secret((index.0 as u64) << 32 | self.peers[index.0].starts);
         let peer = &mut self.peers[index.0];
         peer.starts += 1;
-        let mut fabric = Fabric::new(now, FabricConfig {
-            key: peer.key.clone(),
-            root: peer.disk.root.clone(),
-            membership: peer.disk.membership.clone(),
-            admitter: peer.disk.admitter.clone(),
-            tickets: peer.disk.tickets.values().cloned().collect(),
-            grants: peer.disk.grants.values().cloned().collect(),
-            revocations: peer.disk.revocations.values().cloned().collect(),
-            incarnation: peer.starts,
-            agent: "world".to_owned(),
-            bootstrap: peer.bootstrap,
-            degree_min: 8,
-            degree_max: 12,
-            connections_max: 32,
-            seed,
-        });
+        let mut fabric = Fabric::new(
+            now,
+            FabricConfig {
+                key: peer.key.clone(),
+                root: peer.disk.root.clone(),
+                membership: peer.disk.membership.clone(),
+                admitter: peer.disk.admitter.clone(),
+                tickets: peer.disk.tickets.values().cloned().collect(),
+                grants: peer.disk.grants.values().cloned().collect(),
+                revocations: peer.disk.revocations.values().cloned().collect(),
+                incarnation: peer.starts,
+                agent: "world".to_owned(),
+                bootstrap: peer.bootstrap,
+                degree_min: 8,
+                degree_max: 12,
+                connections_max: 32,
+                seed,
+            },
+        );
         for (issuer, addresses) in &peer.disk.issuers {
             fabric.learn(now, *issuer, addresses.clone(), true);
         }
@@ -207,8 +243,12 @@ impl World {
         peer.sending.clear();
         peer.expecting.clear();
         self.timeouts.remove(&index);
-        let dead: Vec<u64> =
-            self.connections.iter().filter(|(_, c)| c.ends.iter().any(|(p, _)| *p == index)).map(|(id, _)| *id).collect();
+        let dead: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.ends.iter().any(|(p, _)| *p == index))
+            .map(|(id, _)| *id)
+            .collect();
         for id in dead {
             self.lose(id);
         }
@@ -217,7 +257,12 @@ impl World {
     /// Loses every connection between two peers.
     pub fn disconnect(&mut self, a: PeerIndex, b: PeerIndex) {
         let between = |c: &Connection| c.ends.iter().all(|(p, _)| *p == a || *p == b);
-        let ids: Vec<u64> = self.connections.iter().filter(|(_, c)| between(c)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| between(c))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.lose(id);
         }
@@ -312,15 +357,31 @@ impl World {
     }
 
     fn step(&mut self) {
-        let Some(Reverse((at, id))) = self.queue.pop() else { return };
+        let Some(Reverse((at, id))) = self.queue.pop() else {
+            return;
+        };
         self.now = self.now.max(at);
         match self.happenings.remove(&id) {
             Some(Happening::Input { peer, start, input }) => self.input(peer, start, input),
             Some(Happening::Timeout { peer, start }) => self.timeout(peer, start, at),
-            Some(Happening::Dial { from, start, peer, address, purpose }) => {
+            Some(Happening::Dial {
+                from,
+                start,
+                peer,
+                address,
+                purpose,
+            }) => {
                 self.dial(from, start, peer, address, purpose);
             }
-            Some(Happening::Chunk { from, to, transfer, attempt, chunk, missing, at }) => {
+            Some(Happening::Chunk {
+                from,
+                to,
+                transfer,
+                attempt,
+                chunk,
+                missing,
+                at,
+            }) => {
                 self.chunk(from, to, transfer, attempt, chunk, &missing, at);
             }
             None => {}
@@ -356,7 +417,9 @@ impl World {
     fn drain(&mut self, index: PeerIndex) {
         loop {
             let now = self.now();
-            let Some(fabric) = &mut self.peers[index.0].fabric else { return };
+            let Some(fabric) = &mut self.peers[index.0].fabric else {
+                return;
+            };
             if let Some(transmit) = fabric.poll_transmit() {
                 self.transmit(index, transmit);
             } else if let Some(job) = fabric.poll_job() {
@@ -364,7 +427,10 @@ impl World {
                     Job::Check { items, root } => Job::run_check(items, &root, now),
                     Job::Persist(persist) => {
                         self.peers[index.0].disk.persist(&persist.changes);
-                        JobResult::Persisted { id: persist.id, ok: true }
+                        JobResult::Persisted {
+                            id: persist.id,
+                            ok: true,
+                        }
                     }
                     Job::Transfer(job) => JobResult::Transfer(self.peers[index.0].disk.run(job)),
                 };
@@ -381,7 +447,9 @@ impl World {
     }
 
     fn arm(&mut self, index: PeerIndex) {
-        let Some(at) = self.peers[index.0].fabric.as_ref().and_then(Fabric::poll_timeout) else { return };
+        let Some(at) = self.peers[index.0].fabric.as_ref().and_then(Fabric::poll_timeout) else {
+            return;
+        };
         let at = at.max(self.now);
         if self.timeouts.get(&index).is_some_and(|armed| *armed <= at) {
             return;
@@ -399,15 +467,39 @@ impl World {
                 if let Some((other, conn)) = self.other_end(index, conn) {
                     let start = self.peers[other.0].starts;
                     let input = Input::Frame { conn, bytes };
-                    self.schedule(latency, Happening::Input { peer: other, start, input });
+                    self.schedule(
+                        latency,
+                        Happening::Input {
+                            peer: other,
+                            start,
+                            input,
+                        },
+                    );
                 }
             }
-            Transmit::Dial { peer, addresses, purpose } => {
+            Transmit::Dial {
+                peer,
+                addresses,
+                purpose,
+            } => {
                 let address = addresses.iter().find_map(index_of);
                 let found = address.filter(|to| self.reachable(index, *to));
                 // One round trip for the handshake.
-                let delay = if found.is_some() { latency * 2 } else { DIAL_TIMEOUT };
-                self.schedule(delay, Happening::Dial { from: index, start, peer, address: found, purpose });
+                let delay = if found.is_some() {
+                    latency * 2
+                } else {
+                    DIAL_TIMEOUT
+                };
+                self.schedule(
+                    delay,
+                    Happening::Dial {
+                        from: index,
+                        start,
+                        peer,
+                        address: found,
+                        purpose,
+                    },
+                );
             }
             Transmit::Close { conn, .. } => {
                 if let Some(id) = self.ends.get(&(index, conn)).copied() {
@@ -423,10 +515,25 @@ impl World {
         connection.ends.into_iter().find(|end| *end != (index, conn))
     }
 
-    fn dial(&mut self, from: PeerIndex, start: u64, peer: PeerId, address: Option<PeerIndex>, purpose: Purpose) {
+    fn dial(
+        &mut self,
+        from: PeerIndex,
+        start: u64,
+        peer: PeerId,
+        address: Option<PeerIndex>,
+        purpose: Purpose,
+    ) {
         let to = address.filter(|to| self.reachable(from, *to) && self.peers[to.0].key.peer_id() == peer);
         let Some(to) = to else {
-            self.input(from, start, Input::DialFailed { peer, purpose, permanent: false });
+            self.input(
+                from,
+                start,
+                Input::DialFailed {
+                    peer,
+                    purpose,
+                    permanent: false,
+                },
+            );
             return;
         };
         if self.peers[from.0].starts != start {
@@ -443,7 +550,10 @@ impl World {
             let dialled = me == 0;
             let (index, conn) = ends[me];
             let (other, _) = ends[other];
-            let membership = self.peers[other.0].fabric.as_ref().and_then(|f| f.admission().own());
+            let membership = self.peers[other.0]
+                .fabric
+                .as_ref()
+                .and_then(|f| f.admission().own());
             let input = Input::Connected {
                 conn,
                 peer: self.peers[other.0].key.peer_id(),
@@ -458,23 +568,41 @@ impl World {
 
     /// Ends a connection at both ends, one latency from now.
     fn lose(&mut self, id: u64) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
         for (index, conn) in connection.ends {
             self.ends.remove(&(index, conn));
             let start = self.peers[index.0].starts;
             let input = Input::Disconnected { conn, reason: None };
-            self.schedule(self.conditions.latency, Happening::Input { peer: index, start, input });
+            self.schedule(
+                self.conditions.latency,
+                Happening::Input {
+                    peer: index,
+                    start,
+                    input,
+                },
+            );
         }
     }
 
     fn connected(&self, a: PeerIndex, b: PeerIndex) -> bool {
-        self.connections.values().any(|c| c.ends.iter().all(|(p, _)| *p == a || *p == b))
+        self.connections
+            .values()
+            .any(|c| c.ends.iter().all(|(p, _)| *p == a || *p == b))
     }
 
     fn payload(&mut self, index: PeerIndex, order: PayloadOrder) {
         match order {
-            PayloadOrder::Start { peer, transfer, attempt, have } => {
-                let Some(to) = self.index.get(&peer).copied() else { return };
+            PayloadOrder::Start {
+                peer,
+                transfer,
+                attempt,
+                have,
+            } => {
+                let Some(to) = self.index.get(&peer).copied() else {
+                    return;
+                };
                 let size = self.size_of(index, transfer);
                 let end = size.div_ceil(CHUNK_BYTES);
                 let missing: Vec<u64> = have.missing(end).into_iter().flatten().collect();
@@ -483,8 +611,15 @@ impl World {
                 self.next_chunk(index, to, transfer, attempt, Arc::new(missing), 0);
             }
             PayloadOrder::Stop { transfer } => self.peers[index.0].sending.retain(|(t, _)| *t != transfer),
-            PayloadOrder::Expect { peer, transfer, attempt, offer } => {
-                self.peers[index.0].expecting.insert((peer, transfer), (attempt, offer));
+            PayloadOrder::Expect {
+                peer,
+                transfer,
+                attempt,
+                offer,
+            } => {
+                self.peers[index.0]
+                    .expecting
+                    .insert((peer, transfer), (attempt, offer));
             }
             PayloadOrder::Forget { peer, transfer } => {
                 self.peers[index.0].expecting.remove(&(peer, transfer));
@@ -494,7 +629,9 @@ impl World {
 
     fn size_of(&self, index: PeerIndex, transfer: TransferId) -> u64 {
         let mut known = self.fabric(index).transfers().transfers();
-        known.find(|info| info.of.transfer == transfer).map_or(0, |info| info.offer.size)
+        known
+            .find(|info| info.of.transfer == transfer)
+            .map_or(0, |info| info.offer.size)
     }
 
     fn next_chunk(
@@ -508,11 +645,33 @@ impl World {
     ) {
         if let Some(chunk) = missing.get(at).copied() {
             let time = Duration::from_nanos(CHUNK_BYTES * 1_000_000_000 / self.conditions.bytes_per_second);
-            self.schedule(time, Happening::Chunk { from, to, transfer, attempt, chunk, missing, at });
+            self.schedule(
+                time,
+                Happening::Chunk {
+                    from,
+                    to,
+                    transfer,
+                    attempt,
+                    chunk,
+                    missing,
+                    at,
+                },
+            );
         } else {
             let start = self.peers[from.0].starts;
-            let input = Input::PayloadSent { transfer, attempt, root: payload_root(transfer) };
-            self.schedule(Duration::ZERO, Happening::Input { peer: from, start, input });
+            let input = Input::PayloadSent {
+                transfer,
+                attempt,
+                root: payload_root(transfer),
+            };
+            self.schedule(
+                Duration::ZERO,
+                Happening::Input {
+                    peer: from,
+                    start,
+                    input,
+                },
+            );
         }
     }
 
@@ -531,13 +690,27 @@ impl World {
         if !self.peers[from.0].sending.contains(&(transfer, attempt)) || !self.connected(from, to) {
             return;
         }
-        let expected = self.peers[to.0].expecting.get(&(sender, transfer)).is_some_and(|(a, _)| *a == attempt);
+        let expected = self.peers[to.0]
+            .expecting
+            .get(&(sender, transfer))
+            .is_some_and(|(a, _)| *a == attempt);
         if expected && self.peers[to.0].fabric.is_some() {
             let have: ChunkRanges = std::iter::once(chunk..chunk + 1).collect();
             self.peers[to.0].disk.store(sender, transfer, chunk);
             let start = self.peers[to.0].starts;
-            let input = Input::ChunksDurable { peer: sender, transfer, have };
-            self.schedule(self.conditions.latency, Happening::Input { peer: to, start, input });
+            let input = Input::ChunksDurable {
+                peer: sender,
+                transfer,
+                have,
+            };
+            self.schedule(
+                self.conditions.latency,
+                Happening::Input {
+                    peer: to,
+                    start,
+                    input,
+                },
+            );
         }
         self.next_chunk(from, to, transfer, attempt, Arc::clone(missing), at + 1);
     }
@@ -556,5 +729,10 @@ fn address_of(index: PeerIndex) -> Address {
 }
 
 fn index_of(address: &Address) -> Option<PeerIndex> {
-    address.as_str().strip_prefix("/sim/")?.parse().ok().map(PeerIndex)
+    address
+        .as_str()
+        .strip_prefix("/sim/")?
+        .parse()
+        .ok()
+        .map(PeerIndex)
 }

@@ -27,13 +27,7 @@ fn admitter() -> Admission {
         authority: key(1).peer_id(),
         name: String::from("lab"),
     };
-    let delegation = Delegation::issue(
-        &key(1),
-        "lab",
-        key(2).peer_id(),
-        NOW.wall,
-        DELEGATION_VALIDITY,
-    );
+    let delegation = Delegation::issue(&key(1), "lab", key(2).peer_id(), NOW.wall, DELEGATION_VALIDITY);
     let admitter = Admitter {
         key: key(2),
         delegation: Some(delegation),
@@ -71,9 +65,7 @@ fn settle(machine: &mut Admission, ok: bool) -> Vec<StateChange> {
 }
 
 fn ticket(admitter: &mut Admission, uses: u32) -> Ticket {
-    let (ticket, _) = admitter
-        .invite(NOW, id("gpu"), HOUR, uses, vec![], None)
-        .unwrap();
+    let (ticket, _) = admitter.invite(NOW, id("gpu"), HOUR, uses, vec![], None).unwrap();
     settle(admitter, true);
     ticket
 }
@@ -98,9 +90,7 @@ fn redeem(
     };
     joiner.handle_join_reply(now, key(2).peer_id(), reply);
     settle(&mut joiner, true);
-    match core::iter::from_fn(|| joiner.poll_event())
-        .find(|e| !matches!(e, Event::Persisted { .. }))
-    {
+    match core::iter::from_fn(|| joiner.poll_event()).find(|e| !matches!(e, Event::Persisted { .. })) {
         Some(Event::Joined(member)) => Ok(member),
         Some(Event::Refused(refusal)) => Err(refusal),
         other => panic!("unexpected {other:?}"),
@@ -210,9 +200,7 @@ fn a_name_is_granted_once_until_its_holder_is_revoked() {
     let ticket = ticket(&mut admitter, 1);
     let member = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
     for name in ["gpu", "gpu/x"] {
-        let refused = admitter
-            .invite(NOW, id(name), HOUR, 1, vec![], None)
-            .unwrap_err();
+        let refused = admitter.invite(NOW, id(name), HOUR, 1, vec![], None).unwrap_err();
         assert_eq!(
             refused,
             AdmitError::NameTaken {
@@ -233,11 +221,7 @@ fn a_name_is_granted_once_until_its_holder_is_revoked() {
         !admitter.handle_revocation(NOW, revocation),
         "it is news only once"
     );
-    assert!(
-        admitter
-            .invite(NOW, id("gpu"), HOUR, 1, vec![], None)
-            .is_ok()
-    );
+    assert!(admitter.invite(NOW, id("gpu"), HOUR, 1, vec![], None).is_ok());
     assert_eq!(
         redeem(&mut admitter, 3, &ticket, NOW, true),
         Err(JoinRefusal::Revoked)
@@ -248,9 +232,7 @@ fn a_name_is_granted_once_until_its_holder_is_revoked() {
 fn a_peer_that_may_not_admit_issues_nothing_and_redeems_nothing() {
     let mut other = joiner(7);
     assert_eq!(
-        other
-            .invite(NOW, id("x"), HOUR, 1, vec![], None)
-            .unwrap_err(),
+        other.invite(NOW, id("x"), HOUR, 1, vec![], None).unwrap_err(),
         AdmitError::NotAnAdmitter
     );
     let request = JoinRequest {
@@ -268,9 +250,7 @@ fn a_peer_that_may_not_admit_issues_nothing_and_redeems_nothing() {
 fn a_certificate_is_renewed_before_it_ends_with_the_same_serial() {
     let mut admitter = admitter();
     let ticket = ticket(&mut admitter, 1);
-    let (membership, _) = admitter
-        .admit(NOW, key(3).peer_id(), id("m"), None)
-        .unwrap();
+    let (membership, _) = admitter.admit(NOW, key(3).peer_id(), id("m"), None).unwrap();
     settle(&mut admitter, true);
     drop(ticket);
     let mut member = joiner(3);
@@ -303,9 +283,7 @@ fn a_certificate_is_renewed_before_it_ends_with_the_same_serial() {
 #[test]
 fn a_stranger_cannot_renew_a_certificate_that_it_does_not_hold() {
     let mut admitter = admitter();
-    let (membership, _) = admitter
-        .admit(NOW, key(3).peer_id(), id("m"), None)
-        .unwrap();
+    let (membership, _) = admitter.admit(NOW, key(3).peer_id(), id("m"), None).unwrap();
     settle(&mut admitter, true);
     admitter.handle_renew_request(NOW, CONN, key(4).peer_id(), &RenewRequest { membership });
     let Some((_, Frame::RenewReply(reply))) = admitter.poll_transmit() else {

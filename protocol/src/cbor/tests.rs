@@ -48,13 +48,7 @@ fn oracle(sample: &Sample) -> serde_cbor::Value {
     if !sample.list.is_empty() {
         map.insert(
             V::Integer(3),
-            V::Array(
-                sample
-                    .list
-                    .iter()
-                    .map(|n| V::Integer(i128::from(*n)))
-                    .collect(),
-            ),
+            V::Array(sample.list.iter().map(|n| V::Integer(i128::from(*n))).collect()),
         );
     }
     if let Some(maybe) = sample.maybe {
@@ -116,16 +110,10 @@ fn an_unknown_field_is_skipped_below_the_critical_range_and_refused_in_it() {
 fn keys_must_ascend_without_repetition() {
     let mut pairs = BASE.to_vec();
     pairs.swap(0, 1);
-    assert_eq!(
-        from_bytes::<Sample>(&raw(&pairs)),
-        Err(DecodeError::KeyOrder)
-    );
+    assert_eq!(from_bytes::<Sample>(&raw(&pairs)), Err(DecodeError::KeyOrder));
     let mut pairs = BASE.to_vec();
     pairs.insert(1, pairs[0]);
-    assert_eq!(
-        from_bytes::<Sample>(&raw(&pairs)),
-        Err(DecodeError::KeyOrder)
-    );
+    assert_eq!(from_bytes::<Sample>(&raw(&pairs)), Err(DecodeError::KeyOrder));
 }
 
 #[test]
@@ -147,17 +135,11 @@ fn trailing_bytes_are_refused() {
 fn too_long_strings_and_lists_are_refused_before_anything_is_allocated() {
     let long: Vec<u8> = [&[0x78, 33][..], &[b'a'; 33]].concat();
     let pairs = [BASE[0], (1, &long[..]), BASE[2], BASE[3]];
-    assert_eq!(
-        from_bytes::<Sample>(&raw(&pairs)),
-        Err(DecodeError::TooLong(32))
-    );
+    assert_eq!(from_bytes::<Sample>(&raw(&pairs)), Err(DecodeError::TooLong(32)));
     // A list that claims 2^62 entries and has none.
     let list = [0x9b, 0x40, 0, 0, 0, 0, 0, 0, 0];
     let pairs = [BASE[0], BASE[1], BASE[2], (3, &list[..]), BASE[3]];
-    assert_eq!(
-        from_bytes::<Sample>(&raw(&pairs)),
-        Err(DecodeError::TooLong(8))
-    );
+    assert_eq!(from_bytes::<Sample>(&raw(&pairs)), Err(DecodeError::TooLong(8)));
 }
 
 #[test]

@@ -22,13 +22,7 @@ fn mesh() -> (SigningKey, MeshRoot, Admitter) {
         authority: authority.peer_id(),
         name: String::from("lab"),
     };
-    let delegation = Delegation::issue(
-        &authority,
-        "lab",
-        key(2).peer_id(),
-        NOW,
-        DELEGATION_VALIDITY,
-    );
+    let delegation = Delegation::issue(&authority, "lab", key(2).peer_id(), NOW, DELEGATION_VALIDITY);
     (
         authority,
         root,
@@ -77,14 +71,7 @@ fn a_member_admitted_by_the_authority_itself_is_accepted() {
         key: authority,
         delegation: None,
     };
-    let m = admitter.admit(
-        &root,
-        key(3).peer_id(),
-        name("a"),
-        Serial([1; 16]),
-        NOW,
-        DAY,
-    );
+    let m = admitter.admit(&root, key(3).peer_id(), name("a"), Serial([1; 16]), NOW, DAY);
     assert!(verify(&m, &root, &key(3), NOW).is_ok());
 }
 
@@ -94,10 +81,7 @@ fn validity_is_checked_with_five_minutes_of_tolerance() {
     let end = NOW.after(CERTIFICATE_VALIDITY);
     assert!(verify(&m, &root, &key(3), end.after(CLOCK_SKEW_MAX)).is_ok());
     let late = end.after(CLOCK_SKEW_MAX + Duration::from_secs(1));
-    assert_eq!(
-        verify(&m, &root, &key(3), late),
-        Err(CertificateError::Expired)
-    );
+    assert_eq!(verify(&m, &root, &key(3), late), Err(CertificateError::Expired));
     let early = NOW.before(DAY);
     assert_eq!(
         verify(&m, &root, &key(3), early),
@@ -114,18 +98,8 @@ fn an_expired_delegation_ends_the_memberships_under_it() {
         key: key(2),
         delegation: Some(delegation),
     };
-    let m = admitter.admit(
-        &root,
-        key(3).peer_id(),
-        name("a"),
-        Serial([1; 16]),
-        NOW,
-        DAY * 30,
-    );
-    assert_eq!(
-        verify(&m, &root, &key(3), NOW).unwrap().not_after,
-        NOW.after(DAY)
-    );
+    let m = admitter.admit(&root, key(3).peer_id(), name("a"), Serial([1; 16]), NOW, DAY * 30);
+    assert_eq!(verify(&m, &root, &key(3), NOW).unwrap().not_after, NOW.after(DAY));
     assert_eq!(
         verify(&m, &root, &key(3), NOW.after(DAY * 2)),
         Err(CertificateError::Expired)
@@ -135,18 +109,12 @@ fn an_expired_delegation_ends_the_memberships_under_it() {
 #[test]
 fn every_way_of_not_being_a_member_has_its_name() {
     let (root, m) = admitted();
-    assert_eq!(
-        verify(&m, &root, &key(4), NOW),
-        Err(CertificateError::WrongPeer)
-    );
+    assert_eq!(verify(&m, &root, &key(4), NOW), Err(CertificateError::WrongPeer));
     let other = MeshRoot::Closed {
         authority: key(9).peer_id(),
         name: String::from("other"),
     };
-    assert_eq!(
-        verify(&m, &other, &key(3), NOW),
-        Err(CertificateError::OtherMesh)
-    );
+    assert_eq!(verify(&m, &other, &key(3), NOW), Err(CertificateError::OtherMesh));
 
     // An admitter without, or with somebody else's, delegation.
     let (_, _, admitter) = mesh();
@@ -154,14 +122,7 @@ fn every_way_of_not_being_a_member_has_its_name() {
         key: key(5),
         delegation: None,
     };
-    let forged = rogue.admit(
-        &root,
-        key(3).peer_id(),
-        name("x"),
-        Serial([1; 16]),
-        NOW,
-        DAY,
-    );
+    let forged = rogue.admit(&root, key(3).peer_id(), name("x"), Serial([1; 16]), NOW, DAY);
     assert_eq!(
         verify(&forged, &root, &key(3), NOW),
         Err(CertificateError::Forged)
@@ -170,14 +131,7 @@ fn every_way_of_not_being_a_member_has_its_name() {
         key: key(5),
         delegation: admitter.delegation,
     };
-    let forged = rogue.admit(
-        &root,
-        key(3).peer_id(),
-        name("x"),
-        Serial([1; 16]),
-        NOW,
-        DAY,
-    );
+    let forged = rogue.admit(&root, key(3).peer_id(), name("x"), Serial([1; 16]), NOW, DAY);
     assert_eq!(
         verify(&forged, &root, &key(3), NOW),
         Err(CertificateError::Forged)
@@ -188,14 +142,7 @@ fn every_way_of_not_being_a_member_has_its_name() {
         key: key(5),
         delegation: Some(fake),
     };
-    let forged = rogue.admit(
-        &root,
-        key(3).peer_id(),
-        name("x"),
-        Serial([1; 16]),
-        NOW,
-        DAY,
-    );
+    let forged = rogue.admit(&root, key(3).peer_id(), name("x"), Serial([1; 16]), NOW, DAY);
     assert_eq!(
         verify(&forged, &root, &key(3), NOW),
         Err(CertificateError::Forged)
@@ -228,10 +175,7 @@ fn an_open_mesh_takes_whoever_signs_for_themselves_under_its_name() {
     let other = MeshRoot::Open {
         name: String::from("elsewhere"),
     };
-    assert_eq!(
-        verify(&m, &other, &key(3), NOW),
-        Err(CertificateError::OtherMesh)
-    );
+    assert_eq!(verify(&m, &other, &key(3), NOW), Err(CertificateError::OtherMesh));
     let (closed, _) = admitted();
     assert!(verify(&m, &closed, &key(3), NOW).is_err());
 }
@@ -245,18 +189,8 @@ fn an_open_membership_signed_by_another_is_refused() {
         key: key(5),
         delegation: None,
     };
-    let m = admitter.admit(
-        &root,
-        key(3).peer_id(),
-        name("me"),
-        Serial([0; 16]),
-        NOW,
-        DAY,
-    );
-    assert_eq!(
-        verify(&m, &root, &key(3), NOW),
-        Err(CertificateError::Forged)
-    );
+    let m = admitter.admit(&root, key(3).peer_id(), name("me"), Serial([0; 16]), NOW, DAY);
+    assert_eq!(verify(&m, &root, &key(3), NOW), Err(CertificateError::Forged));
 }
 
 #[test]

@@ -21,8 +21,7 @@ fn peer(n: u8) -> PeerId {
 }
 
 fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Record {
-    let node =
-        |text: &&str| NodeSignature::new(id(text), HardwareType::CpuServer, 10.0, 1000).unwrap();
+    let node = |text: &&str| NodeSignature::new(id(text), HardwareType::CpuServer, 10.0, 1000).unwrap();
     let key = SigningKey::from_bytes(&[1; 32]);
     let root = MeshRoot::Open {
         name: String::from("x"),
@@ -110,11 +109,7 @@ fn a_name_is_held_by_whoever_has_it_or_one_above_or_below_it() {
     let mut d = Directory::new(peer(9));
     d.insert(record(1, 1, "site/a", &[]));
     for taken in ["site", "site/a", "site/a/gpu0"] {
-        assert_eq!(
-            d.name_holder(&id(taken), &peer(5)),
-            Some(peer(1)),
-            "{taken}"
-        );
+        assert_eq!(d.name_holder(&id(taken), &peer(5)), Some(peer(1)), "{taken}");
     }
     for free in ["site/b", "site/ab", "other"] {
         assert_eq!(d.name_holder(&id(free), &peer(5)), None, "{free}");

@@ -58,7 +58,9 @@ pub enum RevokeError {
 impl Fabric {
     /// Publishes this peer's record again, if it is a member.
     pub(super) fn publish_record(&mut self, now: Now) {
-        let Some((membership, member)) = self.admission.own() else { return };
+        let Some((membership, member)) = self.admission.own() else {
+            return;
+        };
         let (membership, member) = (membership.clone(), member.clone());
         let body = RecordBody {
             membership,
@@ -68,7 +70,8 @@ impl Fabric {
             agent: Some(Text::truncating(&self.agent)),
         };
         let bytes = cbor::to_bytes(&body);
-        self.flood.publish(now, &self.key, ItemKind::Record, 0, RECORD_LIFETIME, &bytes);
+        self.flood
+            .publish(now, &self.key, ItemKind::Record, 0, RECORD_LIFETIME, &bytes);
         self.directory.insert(crate::flood::Record { member, body });
         self.refresh_at = Some(now.mono.after(self.random.jittered(RECORD_REFRESH)));
     }
@@ -76,7 +79,11 @@ impl Fabric {
     /// Returns this peer's record as it is flooded, for publication elsewhere.
     #[must_use]
     pub fn own_record(&self) -> Option<&crate::Signed> {
-        self.flood.get(&ItemKey { origin: self.local, kind: ItemKind::Record, id: 0 })
+        self.flood.get(&ItemKey {
+            origin: self.local,
+            kind: ItemKind::Record,
+            id: 0,
+        })
     }
 
     /// Registers a node of this peer, or replaces its specification.
@@ -85,17 +92,27 @@ impl Fabric {
     /// [`RegisterError`].
     pub fn register(&mut self, now: Now, node: NodeSignature) -> Result<(), RegisterError> {
         let node_id = node.node_id.clone();
-        node.validate().map_err(|reason| InvalidNodeError::Field { node_id: node_id.clone(), reason })?;
+        node.validate().map_err(|reason| InvalidNodeError::Field {
+            node_id: node_id.clone(),
+            reason,
+        })?;
         let (_, member) = self.admission.own().ok_or(RegisterError::NotAMember)?;
         if !node_id.is_within(&member.name) {
-            return Err(InvalidNodeError::OutsideGrant { node_id, granted: member.name.clone() }.into());
+            return Err(InvalidNodeError::OutsideGrant {
+                node_id,
+                granted: member.name.clone(),
+            }
+            .into());
         }
         let earlier = (member.serial, self.local);
         let open = self.admission.root().is_some_and(MeshRoot::is_open);
         if let Some(holder) = self.directory.host_of(&node_id)
             && holder != self.local
             && !open
-            && self.directory.member(&holder).is_some_and(|m| (m.serial, holder) < earlier)
+            && self
+                .directory
+                .member(&holder)
+                .is_some_and(|m| (m.serial, holder) < earlier)
         {
             return Err(DuplicateNodeError { node_id, holder }.into());
         }
@@ -121,7 +138,14 @@ impl Fabric {
 
     /// Tells the fabric where a peer can be dialled, before its record says so.
     pub fn learn(&mut self, now: Now, peer: PeerId, addresses: Vec<Address>, bootstrap: bool) {
-        self.neighbors_input(now, neighbors::Input::Learned { peer, addresses, bootstrap });
+        self.neighbors_input(
+            now,
+            neighbors::Input::Learned {
+                peer,
+                addresses,
+                bootstrap,
+            },
+        );
         self.settle(now);
     }
 
@@ -150,7 +174,9 @@ impl Fabric {
         resumed: bool,
     ) -> Result<PeerId, SendError> {
         let node_id = offer.destination.clone();
-        let peer = self.directory.host_of(&node_id).ok_or(NodeNotFoundError { node_id: node_id.clone() })?;
+        let peer = self.directory.host_of(&node_id).ok_or(NodeNotFoundError {
+            node_id: node_id.clone(),
+        })?;
         if peer == self.local {
             return Err(SendError::Local(node_id));
         }
@@ -168,7 +194,16 @@ impl Fabric {
         deadline: Option<Instant>,
         resumed: bool,
     ) {
-        self.transfers_input(now, transfer::Input::Send { transfer, peer, offer, deadline, resumed });
+        self.transfers_input(
+            now,
+            transfer::Input::Send {
+                transfer,
+                peer,
+                offer,
+                deadline,
+                resumed,
+            },
+        );
         self.settle(now);
     }
 
@@ -182,12 +217,22 @@ impl Fabric {
     pub fn join(&mut self, now: Now, ticket: Ticket) {
         let (peer, addresses) = (ticket.0.issuer, ticket.0.addresses.0.clone());
         self.admission.join(ticket);
-        self.transmits.push_back(Transmit::Dial { peer, addresses, purpose: Purpose::Join });
+        self.transmits.push_back(Transmit::Dial {
+            peer,
+            addresses,
+            purpose: Purpose::Join,
+        });
         self.settle(now);
     }
 
     /// Takes a certificate that an admitter has made for this peer by hand.
-    pub fn adopt(&mut self, now: Now, root: MeshRoot, membership: Membership, issuer: Option<(PeerId, Vec<Address>)>) {
+    pub fn adopt(
+        &mut self,
+        now: Now,
+        root: MeshRoot,
+        membership: Membership,
+        issuer: Option<(PeerId, Vec<Address>)>,
+    ) {
         self.admission.adopt(now, root, membership, issuer);
         self.settle(now);
     }
@@ -204,7 +249,10 @@ impl Fabric {
         uses: u32,
         addresses: Vec<Address>,
     ) -> Result<(Ticket, u64), AdmitError> {
-        let holder = self.directory.name_holder(&name, &PeerId([0; 32])).filter(|h| self.holds_name(h));
+        let holder = self
+            .directory
+            .name_holder(&name, &PeerId([0; 32]))
+            .filter(|h| self.holds_name(h));
         let issued = self.admission.invite(now, name, valid, uses, addresses, holder);
         self.settle(now);
         issued
@@ -215,7 +263,10 @@ impl Fabric {
     /// # Errors
     /// [`AdmitError`].
     pub fn admit(&mut self, now: Now, peer: PeerId, name: NodeId) -> Result<(Membership, u64), AdmitError> {
-        let holder = self.directory.name_holder(&name, &peer).filter(|h| self.holds_name(h));
+        let holder = self
+            .directory
+            .name_holder(&name, &peer)
+            .filter(|h| self.holds_name(h));
         let admitted = self.admission.admit(now, peer, name, holder);
         self.settle(now);
         admitted
@@ -226,8 +277,14 @@ impl Fabric {
     /// # Errors
     /// [`RevokeError`].
     pub fn revoke(&mut self, now: Now, name: &NodeId) -> Result<Member, RevokeError> {
-        let admitter = self.admission.admitter().cloned().ok_or(RevokeError::NotAnAdmitter)?;
-        let member = self.find_member(name).ok_or_else(|| RevokeError::UnknownMember(name.clone()))?;
+        let admitter = self
+            .admission
+            .admitter()
+            .cloned()
+            .ok_or(RevokeError::NotAnAdmitter)?;
+        let member = self
+            .find_member(name)
+            .ok_or_else(|| RevokeError::UnknownMember(name.clone()))?;
         if member.peer == self.local {
             return Err(RevokeError::Own);
         }
@@ -239,18 +296,37 @@ impl Fabric {
             delegation: admitter.delegation.clone(),
         };
         let id = revocation_id(&member.serial);
-        let lifetime = member.not_after.after(crate::cert::CLOCK_SKEW_MAX).since(now.wall);
+        let lifetime = member
+            .not_after
+            .after(crate::cert::CLOCK_SKEW_MAX)
+            .since(now.wall);
         let body = cbor::to_bytes(&revocation);
-        self.flood.publish(now, &self.key, ItemKind::Revocation, id, lifetime, &body);
-        let key = ItemKey { origin: self.local, kind: ItemKind::Revocation, id };
-        self.on_flood(now, crate::flood::Event::Accepted { key, content: Content::Revocation(revocation) });
+        self.flood
+            .publish(now, &self.key, ItemKind::Revocation, id, lifetime, &body);
+        let key = ItemKey {
+            origin: self.local,
+            kind: ItemKind::Revocation,
+            id,
+        };
+        self.on_flood(
+            now,
+            crate::flood::Event::Accepted {
+                key,
+                content: Content::Revocation(revocation),
+            },
+        );
         self.settle(now);
         Ok(member)
     }
 
     /// Finds a member by its name: in the directory, or among the grants made here.
     fn find_member(&self, name: &NodeId) -> Option<Member> {
-        let listed = self.directory.records().map(|r| &r.member).find(|m| m.name == *name).cloned();
+        let listed = self
+            .directory
+            .records()
+            .map(|r| &r.member)
+            .find(|m| m.name == *name)
+            .cloned();
         listed.or_else(|| {
             let grant = self.admission.grants().find(|g| g.name == *name)?;
             Some(Member {

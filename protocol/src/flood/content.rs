@@ -113,11 +113,7 @@ pub enum ItemFault {
 ///
 /// # Errors
 /// [`ItemFault`] says what is wrong with it.
-pub fn check(
-    signed: &Signed,
-    root: &MeshRoot,
-    now: UnixMillis,
-) -> Result<(Item, Content), ItemFault> {
+pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<(Item, Content), ItemFault> {
     let body = signed.verify(Domain::Item).map_err(|_| ItemFault::Forged)?;
     let item: Item = cbor::from_bytes(body)?;
     let origin = signed.claimed_signer();
@@ -128,12 +124,7 @@ pub fn check(
     Ok((item, content))
 }
 
-fn check_record(
-    item: &Item,
-    root: &MeshRoot,
-    origin: PeerId,
-    now: UnixMillis,
-) -> Result<Record, ItemFault> {
+fn check_record(item: &Item, root: &MeshRoot, origin: PeerId, now: UnixMillis) -> Result<Record, ItemFault> {
     let body: RecordBody = cbor::from_bytes(&item.body)?;
     let member = Membership::verify(&cbor::to_bytes(&body.membership), root, &origin, now)?;
     if item.id != 0 {
@@ -166,9 +157,7 @@ fn check_revocation(
     match &body.delegation {
         None if origin == *authority => Ok(body),
         Some(signed) if signed.claimed_signer() == *authority => {
-            let raw = signed
-                .verify(Domain::Delegation)
-                .map_err(|_| ItemFault::Forged)?;
+            let raw = signed.verify(Domain::Delegation).map_err(|_| ItemFault::Forged)?;
             let delegation: Delegation = cbor::from_bytes(raw)?;
             // [CERT-8] A revocation outlives the delegation that it was made under, so only the start is checked.
             let valid = delegation.admitter == origin

@@ -92,7 +92,6 @@ impl Item {
     /// Returns when the version stops counting.
     #[must_use]
     pub fn expires(&self) -> UnixMillis {
-        self.issued
-            .after(Duration::from_secs(u64::from(self.lifetime_s)))
+        self.issued.after(Duration::from_secs(u64::from(self.lifetime_s)))
     }
 }

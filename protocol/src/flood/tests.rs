@@ -63,12 +63,7 @@ struct Net {
 impl Net {
     fn new(count: u8) -> Self {
         let peers = (0..count)
-            .map(|n| {
-                (
-                    key(n),
-                    Flood::new(key(n).peer_id(), Random::from_seed([n; 32])),
-                )
-            })
+            .map(|n| (key(n), Flood::new(key(n).peer_id(), Random::from_seed([n; 32]))))
             .collect();
         Self {
             now: START,
@@ -121,11 +116,7 @@ impl Net {
             while let Some(job) = self.peers[n].1.poll_job() {
                 for (from, signed) in job.items {
                     let result = content::check(&signed, &root(), self.now.wall);
-                    let checked = Checked {
-                        from,
-                        signed,
-                        result,
-                    };
+                    let checked = Checked { from, signed, result };
                     if let Err((_, violation)) = self.peers[n].1.handle_checked(self.now, checked) {
                         self.violations.push(violation);
                     }
@@ -237,11 +228,7 @@ fn a_neighbor_that_publishes_without_pause_is_named_and_others_are_not() {
         assert!(versions < 1000, "nobody stopped it");
     }
     assert!(net.violations.iter().all(|v| *v == FloodViolation::TooFast));
-    assert_eq!(
-        net.violations.len(),
-        1,
-        "only the direct neighbor may be blamed"
-    );
+    assert_eq!(net.violations.len(), 1, "only the direct neighbor may be blamed");
 }
 
 #[test]
@@ -304,9 +291,7 @@ fn items_expire_and_are_gone_everywhere() {
     net.assert_equal(1);
     net.run(Duration::from_secs(3700));
     net.assert_equal(0);
-    assert!(
-        core::iter::from_fn(|| net.peers[2].1.poll_event()).any(|e| matches!(e, Event::Expired(_)))
-    );
+    assert!(core::iter::from_fn(|| net.peers[2].1.poll_event()).any(|e| matches!(e, Event::Expired(_))));
 }
 
 #[test]
@@ -335,12 +320,8 @@ fn a_peer_that_lost_its_state_publishes_above_its_own_past() {
     net.peers[0].1.link_up(ConnId(1));
     net.peers[1].1.link_up(ConnId(1));
     net.run(Duration::from_secs(2));
-    let reclaim =
-        core::iter::from_fn(|| net.peers[0].1.poll_event()).any(|e| matches!(e, Event::Reclaim(_)));
-    assert!(
-        reclaim,
-        "the peer must hear that the mesh knows a newer version"
-    );
+    let reclaim = core::iter::from_fn(|| net.peers[0].1.poll_event()).any(|e| matches!(e, Event::Reclaim(_)));
+    assert!(reclaim, "the peer must hear that the mesh knows a newer version");
     net.publish(0);
     net.run(Duration::from_secs(3));
     net.assert_equal(1);
@@ -386,14 +367,7 @@ fn items_from_the_future_and_from_the_past_are_not_taken() {
 #[test]
 fn membership_of_the_records_is_really_checked() {
     let body = record(3);
-    let item = Item::new(
-        ItemKind::Record,
-        0,
-        1,
-        START.wall,
-        Duration::from_secs(9),
-        &body,
-    );
+    let item = Item::new(ItemKind::Record, 0, 1, START.wall, Duration::from_secs(9), &body);
     let signed = key(3).sign(Domain::Item, &crate::cbor::to_bytes(&item));
     assert!(content::check(&signed, &root(), START.wall).is_ok());
     let stranger = key(4).sign(Domain::Item, &crate::cbor::to_bytes(&item));

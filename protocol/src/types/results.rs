@@ -30,20 +30,14 @@ pub struct PingResult {
 impl PingResult {
     /// Returns the latency in milliseconds.
     #[must_use]
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a latency of 2^53 ns is 104 days"
-    )]
+    #[allow(clippy::cast_precision_loss, reason = "a latency of 2^53 ns is 104 days")]
     pub fn latency_ms(&self) -> f64 {
         self.latency_ns as f64 / 1e6
     }
 
     /// Returns the latency in microseconds.
     #[must_use]
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a latency of 2^53 ns is 104 days"
-    )]
+    #[allow(clippy::cast_precision_loss, reason = "a latency of 2^53 ns is 104 days")]
     pub fn latency_us(&self) -> f64 {
         self.latency_ns as f64 / 1e3
     }

@@ -55,7 +55,11 @@ impl Disk {
                 StateChange::TicketGone(hash) => drop(self.tickets.remove(&hash)),
                 StateChange::Grant(grant) => drop(self.grants.insert(grant.name.clone(), grant)),
                 StateChange::Revocation { serial, item } => drop(self.revocations.insert(serial, item)),
-                StateChange::Membership { root, membership, issuer } => {
+                StateChange::Membership {
+                    root,
+                    membership,
+                    issuer,
+                } => {
                     self.root = Some(root);
                     self.membership = Some(membership);
                     self.issuers.extend(issuer);
@@ -75,9 +79,15 @@ impl Disk {
     /// Runs a transfer's job.
     pub fn run(&mut self, job: Job) -> JobResult {
         match job {
-            Job::Prepare { peer, transfer, offer } => {
-                JobResult::Prepared { peer, transfer, result: self.prepare(peer, transfer, offer) }
-            }
+            Job::Prepare {
+                peer,
+                transfer,
+                offer,
+            } => JobResult::Prepared {
+                peer,
+                transfer,
+                result: self.prepare(peer, transfer, offer),
+            },
             Job::Seal { peer, transfer, root } => {
                 let result = match self.received.get_mut(&(peer, transfer)) {
                     Some(received) if received.have.count() == received.offer.chunks() => {
@@ -86,10 +96,18 @@ impl Disk {
                     }
                     Some(_) | None => Err(Fault::Storage),
                 };
-                JobResult::Sealed { peer, transfer, result }
+                JobResult::Sealed {
+                    peer,
+                    transfer,
+                    result,
+                }
             }
             Job::Discard { peer, transfer } => {
-                if self.received.get(&(peer, transfer)).is_some_and(|r| r.delivered.is_none()) {
+                if self
+                    .received
+                    .get(&(peer, transfer))
+                    .is_some_and(|r| r.delivered.is_none())
+                {
                     self.received.remove(&(peer, transfer));
                 }
                 JobResult::Discarded { peer, transfer }
@@ -101,11 +119,18 @@ impl Disk {
         if let Some(fault) = self.refuses {
             return Err(fault);
         }
-        let fresh = Received { offer, have: ChunkRanges::new(), arrivals: 0, delivered: None };
+        let fresh = Received {
+            offer,
+            have: ChunkRanges::new(),
+            arrivals: 0,
+            delivered: None,
+        };
         let received = self.received.entry((peer, transfer)).or_insert(fresh);
         Ok(match received.delivered {
             Some(root) => Prepared::Delivered { root },
-            None => Prepared::Ready { have: received.have.clone() },
+            None => Prepared::Ready {
+                have: received.have.clone(),
+            },
         })
     }
 }
