@@ -7,13 +7,14 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+// The tests of one process share one build; the lock also keeps cargo from waiting on itself.
+static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
 /// Returns the binary under test: `$HYPERFABRIC_BIN`, or the one that cargo builds now.
 ///
 /// # Errors
 /// When the variable names no file, or the build fails.
 pub fn hyperfabric() -> Result<&'static Path> {
-    // Tests of one process share one build; the lock also keeps cargo from waiting on itself.
-    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match BINARY.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
         Ok(path) => Ok(path),
         Err(error) => bail!("no hyperfabric binary: {error}"),
@@ -28,12 +29,17 @@ fn find() -> Result<PathBuf> {
     build(&[])
 }
 
-/// Builds the binary with the release profile, for measurements.
+/// Makes every peer of this process run a release build, for measurements.
 ///
 /// # Errors
-/// When the build fails.
-pub fn build_release() -> Result<PathBuf> {
-    build(&["--release"])
+/// When the build fails, or a peer was started before.
+pub fn use_release() -> Result<()> {
+    let binary = match std::env::var_os("HYPERFABRIC_BIN") {
+        Some(_) => find()?,
+        None => build(&["--release"])?,
+    };
+    ensure!(BINARY.set(Ok(binary)).is_ok(), "a binary is already in use");
+    Ok(())
 }
 
 fn build(profile: &[&str]) -> Result<PathBuf> {

@@ -18,9 +18,20 @@ impl Mesh {
     /// # Errors
     /// When a step fails or does not happen in time.
     pub fn start(name: &str, peers: &[&str]) -> Result<Self> {
-        let mut mesh = Self::found(name, peers.first().context("a mesh without peers")?)?;
+        Self::start_with(name, peers, "")
+    }
+
+    /// As [`Mesh::start`], with a configuration for every peer.
+    ///
+    /// # Errors
+    /// As [`Mesh::start`].
+    pub fn start_with(name: &str, peers: &[&str], yaml: &str) -> Result<Self> {
+        let mut mesh = Self::found_with(name, peers.first().context("a mesh without peers")?, yaml)?;
         for peer in peers.iter().skip(1) {
-            mesh.admit(peer)?;
+            let mut peer = mesh.join(peer)?;
+            peer.configure(yaml)?;
+            peer.up()?;
+            mesh.peers.push(peer);
         }
         for peer in &mesh.peers {
             peer.knows(peers)?;
@@ -33,21 +44,15 @@ impl Mesh {
     /// # Errors
     /// When a step fails.
     pub fn found(name: &str, admitter: &str) -> Result<Self> {
+        Self::found_with(name, admitter, "")
+    }
+
+    fn found_with(name: &str, admitter: &str, yaml: &str) -> Result<Self> {
         let mut peer = Peer::init(admitter)?;
+        peer.configure(yaml)?;
         peer.run(&["mesh", "create", name])?.expect(Exit::Done)?;
         peer.up()?;
         Ok(Self { peers: vec![peer] })
-    }
-
-    /// Invites a further peer, lets it join, and starts it.
-    ///
-    /// # Errors
-    /// When a step fails.
-    pub fn admit(&mut self, name: &str) -> Result<&mut Peer> {
-        let mut peer = self.join(name)?;
-        peer.up()?;
-        self.peers.push(peer);
-        Ok(self.peers.last_mut().expect("just pushed"))
     }
 
     /// Invites a further peer and lets it join; its daemon is not started, and it stays with the caller.

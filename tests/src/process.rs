@@ -250,13 +250,34 @@ pub fn status_field(id: u32, field: &str) -> Result<u64> {
 /// # Errors
 /// When the process is gone.
 pub fn cpu_seconds(id: u32) -> Result<f64> {
+    let [user, system, ..] = cpu_times(id)?;
+    Ok(user + system)
+}
+
+/// As [`cpu_seconds`], with that of its children that have ended and that it has waited for.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_seconds_with_children(id: u32) -> Result<f64> {
+    Ok(cpu_times(id)?.iter().sum())
+}
+
+/// User and system time of a process, then the same of its ended children.
+fn cpu_times(id: u32) -> Result<[f64; 4]> {
     let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The second field is the command in parentheses and may hold anything: count from its end.
     let (_, rest) = text.rsplit_once(')').context("malformed stat")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
-    let (user, system) = (ticks(11).context("no utime")?, ticks(12).context("no stime")?);
-    Ok((user + system) as f64 / USER_HZ)
+    let mut times = rest
+        .split_whitespace()
+        .skip(11)
+        .map_while(|field| field.parse::<u64>().ok());
+    let mut next = || {
+        times
+            .next()
+            .map(|ticks| ticks as f64 / USER_HZ)
+            .context("malformed stat")
+    };
+    Ok([next()?, next()?, next()?, next()?])
 }
 
 /// Runs a command to its end.

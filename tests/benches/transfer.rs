@@ -1,4 +1,0 @@
-//! The transfer benchmark.
-#![forbid(unsafe_code)]
-
-fn main() {}
