@@ -63,15 +63,13 @@ impl PeerAddress {
             Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
             _ => return Err(AddressError::Unsupported),
         };
-        let (Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) = (parts.next(), parts.next())
-        else {
+        let (Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) = (parts.next(), parts.next()) else {
             return Err(AddressError::Unsupported);
         };
         let peer = match parts.next() {
             None => None,
             Some(Protocol::P2p(peer)) => {
-                let peer =
-                    PeerId::from_multihash(&peer.to_bytes()).map_err(|_| AddressError::Peer)?;
+                let peer = PeerId::from_multihash(&peer.to_bytes()).map_err(|_| AddressError::Peer)?;
                 Some(peer)
             }
             Some(_) => return Err(AddressError::Unsupported),
@@ -206,10 +204,7 @@ mod tests {
         let bound = "127.0.0.1:7".parse().unwrap();
         assert_eq!(reachable(bound).unwrap(), vec![bound]);
         let all = reachable("0.0.0.0:7".parse().unwrap()).unwrap();
-        assert!(
-            all.iter()
-                .all(|socket| socket.is_ipv4() && socket.port() == 7)
-        );
+        assert!(all.iter().all(|socket| socket.is_ipv4() && socket.port() == 7));
         assert!(all.contains(&bound));
     }
 }

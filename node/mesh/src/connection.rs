@@ -19,7 +19,8 @@ use tokio::runtime::Handle;
 use crate::address::canonical;
 use crate::tls::{Admitted, Purpose};
 
-pub use cause::{CloseCause, CloseReason};
+pub use cause::CloseCause;
+pub use hyperfabric_protocol::neighbors::CloseReason;
 
 /// Which end dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +71,7 @@ impl Core {
             return;
         }
         let _ = self.closed_for.set(reason);
-        self.quic
-            .close(VarInt::from_u32(reason.code()), reason.word().as_bytes());
+        close_quic(&self.quic, reason);
     }
 
     /// Closes because the peer broke the protocol, and says so in the log.
@@ -87,6 +87,12 @@ impl Core {
     fn cause(&self, error: &quinn::ConnectionError) -> CloseCause {
         CloseCause::from_quic(error, self.closed_for.get().copied())
     }
+}
+
+/// Closes a connection that has no handle.
+pub(crate) fn close_quic(quic: &quinn::Connection, reason: CloseReason) {
+    let code = VarInt::from_u32(reason.code());
+    quic.close(code, reason.to_string().as_bytes());
 }
 
 impl fmt::Debug for Core {
@@ -106,7 +112,7 @@ struct Owner(Arc<Core>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.close(CloseReason::Normal);
+        self.0.close(CloseReason::Idle);
     }
 }
 

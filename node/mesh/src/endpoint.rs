@@ -114,8 +114,9 @@ impl Drop for Inner {
 }
 
 fn close_all(quic: &quinn::Endpoint) {
-    let reason = CloseReason::ShuttingDown;
-    quic.close(VarInt::from_u32(reason.code()), reason.word().as_bytes());
+    let reason = CloseReason::Shutdown;
+    let code = VarInt::from_u32(reason.code());
+    quic.close(code, reason.to_string().as_bytes());
 }
 
 /// A peer's endpoint; see the module. Clones are handles of the same one; it closes when the last is dropped.
@@ -127,16 +128,14 @@ impl Endpoint {
     ///
     /// # Errors
     /// See [`EndpointError`].
-    pub fn bind(
-        config: EndpointConfig,
-    ) -> Result<(Self, mpsc::Receiver<Connection>), EndpointError> {
+    pub fn bind(config: EndpointConfig) -> Result<(Self, mpsc::Receiver<Connection>), EndpointError> {
         let mtu_max = config
             .mtu_max
             .min(config.wire.capabilities().mtu_max)
             .max(MTU_MAX_MIN);
         let bound = config.wire.local_addr().map_err(EndpointError::Wire)?;
-        let crypto = ServerCrypto::new(config.leaf.clone(), Arc::clone(&config.gate))
-            .map_err(EndpointError::Tls)?;
+        let crypto =
+            ServerCrypto::new(config.leaf.clone(), Arc::clone(&config.gate)).map_err(EndpointError::Tls)?;
         let socket = Arc::new(QuinnSocket::new(config.wire, mtu_max));
         let shared = Arc::new(Shared {
             local: config.identity.peer_id(),

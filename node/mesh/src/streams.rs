@@ -8,12 +8,9 @@ pub mod control;
 pub mod inbox;
 
 mod echo;
+mod io;
 #[cfg(test)]
 mod tests;
-
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use quinn::VarInt;
@@ -169,7 +166,7 @@ impl From<quinn::ReadExactError> for StreamError {
     }
 }
 
-/// Both halves of a bidirectional stream.
+/// Both halves of a bidirectional stream; as futures' byte stream it is a libp2p substream.
 #[derive(Debug)]
 pub struct BiStream {
     /// To the peer.
@@ -202,10 +199,7 @@ pub struct SendStream {
 
 impl SendStream {
     pub(crate) fn new(inner: quinn::SendStream) -> Self {
-        Self {
-            inner,
-            ended: false,
-        }
+        Self { inner, ended: false }
     }
 
     /// Sends all of `bytes`, copying them. Not cancel-safe: a dropped call may have sent some.
@@ -276,10 +270,7 @@ impl RecvStream {
     ///
     /// # Errors
     /// See [`StreamError`].
-    pub async fn read_chunks(
-        &mut self,
-        pieces: &mut [Bytes],
-    ) -> Result<Option<usize>, StreamError> {
+    pub async fn read_chunks(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, StreamError> {
         Ok(self.inner.read_chunks(pieces).await?)
     }
 
@@ -318,70 +309,6 @@ impl RecvStream {
     pub fn stop(&mut self, code: StreamCode) {
         // Fails only when the stream has ended already.
         let _ = self.inner.stop(VarInt::from_u32(code.code()));
-    }
-}
-
-impl tokio::io::AsyncRead for RecvStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        tokio::io::AsyncRead::poll_read(Pin::new(&mut self.inner), cx, buf)
-    }
-}
-
-impl futures::AsyncRead for RecvStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        futures::AsyncRead::poll_read(Pin::new(&mut self.inner), cx, buf)
-    }
-}
-
-impl SendStream {
-    fn poll_finish(&mut self) -> Poll<io::Result<()>> {
-        // Closing twice is allowed to users of the I/O traits.
-        self.finish();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl tokio::io::AsyncWrite for SendStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        tokio::io::AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_finish()
-    }
-}
-
-impl futures::AsyncWrite for SendStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        futures::AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_finish()
     }
 }
 

@@ -82,11 +82,7 @@ fn provider() -> Arc<CryptoProvider> {
             cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         ],
         // Named here because other crates of the build switch rustls features that change its defaults.
-        kx_groups: vec![
-            kx_group::X25519MLKEM768,
-            kx_group::X25519,
-            kx_group::SECP256R1,
-        ],
+        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
         ..aws_lc_rs::default_provider()
     })
 }

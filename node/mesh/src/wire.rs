@@ -7,6 +7,8 @@
 mod impaired;
 mod kernel;
 mod quinn_adapter;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Debug;
 use std::io::{self, IoSliceMut};

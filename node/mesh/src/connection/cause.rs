@@ -1,98 +1,9 @@
-//! Why connections end: what this peer says when it closes, and what it makes of every other end.
+//! Why connections end, as this side sees it. What a closing peer says is the protocol's [`CloseReason`].
 
-use std::fmt;
-
+use hyperfabric_protocol::neighbors::CloseReason;
 use quinn::ConnectionError;
 
 use crate::tls::Refusal;
-
-/// What a closing peer says. The numbers are the application error codes of CONNECTION_CLOSE and part of the wire format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// Code 0: no longer needed.
-    Normal,
-    /// Code 1: another connection of the same pair and purpose is kept.
-    Duplicate,
-    /// Code 2: the peer was restarted and has a newer connection.
-    Restarted,
-    /// Code 3: the membership was revoked.
-    Revoked,
-    /// Code 4: the membership has expired.
-    Expired,
-    /// Code 5: the other side broke the protocol.
-    Violation,
-    /// Code 6: too many connections, of this peer, this address or in all.
-    LimitReached,
-    /// Code 7: the process ends.
-    ShuttingDown,
-    /// Code 8: nothing happened for a while.
-    Idle,
-    /// Code 9: the membership has changed and the peer should connect anew.
-    Renewed,
-}
-
-impl CloseReason {
-    const ALL: [Self; 10] = [
-        Self::Normal,
-        Self::Duplicate,
-        Self::Restarted,
-        Self::Revoked,
-        Self::Expired,
-        Self::Violation,
-        Self::LimitReached,
-        Self::ShuttingDown,
-        Self::Idle,
-        Self::Renewed,
-    ];
-
-    /// The application error code on the wire.
-    #[must_use]
-    pub const fn code(self) -> u32 {
-        match self {
-            Self::Normal => 0,
-            Self::Duplicate => 1,
-            Self::Restarted => 2,
-            Self::Revoked => 3,
-            Self::Expired => 4,
-            Self::Violation => 5,
-            Self::LimitReached => 6,
-            Self::ShuttingDown => 7,
-            Self::Idle => 8,
-            Self::Renewed => 9,
-        }
-    }
-
-    /// Reads a code; none when it is not one of ours.
-    #[must_use]
-    pub fn from_code(code: u64) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|it| u64::from(it.code()) == code)
-    }
-
-    /// A stable word, as in the close frame, logs and JSON.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::Duplicate => "duplicate",
-            Self::Restarted => "restarted",
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::Violation => "violation",
-            Self::LimitReached => "limit-reached",
-            Self::ShuttingDown => "shutting-down",
-            Self::Idle => "idle",
-            Self::Renewed => "renewed",
-        }
-    }
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
 
 /// Why a connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +19,7 @@ pub enum CloseCause {
     ClosedByPeer {
         /// The application error code.
         code: u64,
-        /// Its meaning, when it is one of ours.
+        /// Its meaning, when it is one of the protocol's.
         reason: Option<CloseReason>,
     },
     /// The peer did not let this peer in.
@@ -132,7 +43,7 @@ impl CloseCause {
             ConnectionError::TimedOut => Self::TimedOut,
             ConnectionError::LocallyClosed => {
                 // Without a reason the whole endpoint was closed.
-                Self::Local(closed_for.unwrap_or(CloseReason::ShuttingDown))
+                Self::Local(closed_for.unwrap_or(CloseReason::Shutdown))
             }
             ConnectionError::ApplicationClosed(close) => {
                 let code = close.error_code.into_inner();
@@ -151,9 +62,7 @@ impl CloseCause {
             ConnectionError::TransportError(error) => Self::Transport {
                 code: u64::from(error.code),
             },
-            ConnectionError::VersionMismatch | ConnectionError::CidsExhausted => {
-                Self::Transport { code: 0 }
-            }
+            ConnectionError::VersionMismatch | ConnectionError::CidsExhausted => Self::Transport { code: 0 },
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use hyperfabric_protocol::PeerId;
-use quinn::{Incoming, ServerConfig, VarInt};
+use quinn::{Incoming, ServerConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::limits::{Entry, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, LimitHit};
 use super::{HANDSHAKE_TIMEOUT, Shared, transport};
 use crate::address::canonical;
-use crate::connection::{CloseReason, Connection, Side};
+use crate::connection::{CloseReason, Connection, Side, close_quic};
 use crate::tls::{Admitted, Handshake, Purpose, Refusal};
 
 /// The byte on the acceptor's first stream: the dialler is let in. Until then its handshake has succeeded on its own side only.
@@ -38,14 +38,10 @@ enum AcceptError {
 }
 
 /// Runs until the endpoint is closed.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    endpoint: quinn::Endpoint,
-    accepted: mpsc::Sender<Connection>,
-) {
+pub(super) async fn run(shared: Arc<Shared>, endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let configs = Purpose::ALL
-        .map(|purpose| Arc::new(shared.transports.accepting_for(&shared.crypto, purpose)));
+    let configs =
+        Purpose::ALL.map(|purpose| Arc::new(shared.transports.accepting_for(&shared.crypto, purpose)));
     while let Some(incoming) = endpoint.accept().await {
         let remote = canonical(incoming.remote_address());
         let busy = HANDSHAKES_MAX - handshakes.available_permits();
@@ -55,7 +51,9 @@ pub(super) async fn run(
             continue;
         }
         if let Some(hit) = shared.ledger.is_full_for(&shared.limits, remote.ip()) {
-            tracing::info!(address = %remote, "turned a connection away: {hit}");
+            if shared.ledger.may_log() {
+                tracing::info!(address = %remote, "turned a connection away: {hit}");
+            }
             incoming.refuse();
             continue;
         }
@@ -86,6 +84,7 @@ struct Attempt {
 impl Attempt {
     async fn run(self, incoming: Incoming, permit: OwnedSemaphorePermit) {
         let remote = canonical(incoming.remote_address());
+        let ledger = Arc::clone(&self.shared.ledger);
         let mut claimed = None;
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let result = self.establish(incoming, deadline, &mut claimed).await;
@@ -97,13 +96,19 @@ impl Attempt {
         let Err(error) = result else { return };
         let peer = claimed.map_or_else(|| "unknown".to_owned(), |peer: PeerId| peer.to_string());
         match error {
-            AcceptError::Refused(refusal) => {
+            AcceptError::Refused(refusal) if ledger.may_log() => {
                 tracing::warn!(address = %remote, %peer, reason = refusal.word(), "refused a peer: it {refusal}");
+            }
+            AcceptError::Refused(refusal) => {
+                tracing::debug!(address = %remote, %peer, reason = refusal.word(), "refused a peer");
             }
             AcceptError::Handshake(source) => {
                 tracing::debug!(address = %remote, %peer, error = %source, "a handshake failed");
             }
-            other => tracing::info!(address = %remote, %peer, "turned a connection away: {other}"),
+            other if ledger.may_log() => {
+                tracing::info!(address = %remote, %peer, "turned a connection away: {other}");
+            }
+            other => tracing::debug!(address = %remote, %peer, "turned a connection away: {other}"),
         }
     }
 
@@ -146,7 +151,7 @@ impl Attempt {
                     AcceptError::FalseMark => CloseReason::Violation,
                     _ => CloseReason::LimitReached,
                 };
-                quic.close(VarInt::from_u32(reason.code()), reason.word().as_bytes());
+                close_quic(&quic, reason);
                 Err(error)
             }
         }

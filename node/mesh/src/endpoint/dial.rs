@@ -167,8 +167,8 @@ fn explain(error: &ConnectionError, address: SocketAddr, cell: &SessionCell) -> 
             code: NO_APPLICATION_PROTOCOL,
         } => DialError::NoCommonProtocol { address },
         CloseCause::Local(_) => DialError::EndpointClosed,
-        cause @ (CloseCause::Reset
-        | CloseCause::ClosedByPeer { .. }
-        | CloseCause::Transport { .. }) => DialError::Ended { address, cause },
+        cause @ (CloseCause::Reset | CloseCause::ClosedByPeer { .. } | CloseCause::Transport { .. }) => {
+            DialError::Ended { address, cause }
+        }
     }
 }

@@ -14,6 +14,10 @@ use crate::tls::Purpose;
 /// The most handshakes at once; further first packets are refused.
 pub(super) const HANDSHAKES_MAX: usize = 256;
 
+/// Lines per second that refused strangers can put into the log above debug level, and at once after a quiet time.
+const REFUSALS_LOGGED_PER_SECOND: u32 = 10;
+const REFUSALS_LOGGED_BURST: u32 = 100;
+
 /// Above this many handshakes at once an address must prove itself (Retry), so that spoofed ones cannot take all places.
 pub(super) const HANDSHAKES_BEFORE_RETRY: usize = 32;
 
@@ -82,8 +86,8 @@ impl TokenBucket {
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         let elapsed: Duration = now.saturating_duration_since(self.filled);
         self.filled = now;
-        self.tokens = (self.tokens + elapsed.as_secs_f64() * f64::from(self.per_second))
-            .min(f64::from(self.burst));
+        self.tokens =
+            (self.tokens + elapsed.as_secs_f64() * f64::from(self.per_second)).min(f64::from(self.burst));
         if self.tokens < 1.0 {
             return false;
         }
@@ -115,14 +119,18 @@ struct Counts {
 pub(super) struct Ledger {
     counts: Mutex<Counts>,
     joins: Mutex<TokenBucket>,
+    log: Mutex<TokenBucket>,
 }
 
 impl Ledger {
     pub(super) fn new(limits: &Limits) -> Self {
-        let joins = TokenBucket::new(limits.join_per_second, limits.join_burst, Instant::now());
+        let now = Instant::now();
+        let joins = TokenBucket::new(limits.join_per_second, limits.join_burst, now);
+        let log = TokenBucket::new(REFUSALS_LOGGED_PER_SECOND, REFUSALS_LOGGED_BURST, now);
         Self {
             counts: Mutex::default(),
             joins: Mutex::new(joins),
+            log: Mutex::new(log),
         }
     }
 
@@ -132,6 +140,11 @@ impl Ledger {
 
     pub(super) fn take_join(&self) -> bool {
         lock(&self.joins).take(Instant::now())
+    }
+
+    /// Whether a refusal may still be logged above debug level.
+    pub(super) fn may_log(&self) -> bool {
+        lock(&self.log).take(Instant::now())
     }
 
     /// Whether a connection from `ip` would be turned away whoever it is.

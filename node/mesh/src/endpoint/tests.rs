@@ -6,7 +6,7 @@ use std::sync::mpsc as std_mpsc;
 use super::*;
 use crate::connection::{CloseCause, Side};
 use crate::tls::{Leaf, Purpose, Refusal};
-use crate::wire::{ImpairedWire, Impairment, ImpairmentHandle, KernelWire};
+use crate::wire::{Impaired, Impairment, ImpairmentHandle, KernelWire};
 
 /// Long enough for a loaded machine; no test waits for it in vain.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -19,12 +19,7 @@ pub(crate) struct TestGate {
 }
 
 impl Gate for TestGate {
-    fn admit(
-        &self,
-        peer: &PeerId,
-        membership: Option<&[u8]>,
-        purpose: Purpose,
-    ) -> Result<(), Refusal> {
+    fn admit(&self, peer: &PeerId, membership: Option<&[u8]>, purpose: Purpose) -> Result<(), Refusal> {
         if lock(&self.banned).contains(peer) {
             return Err(Refusal::Banned);
         }
@@ -78,12 +73,7 @@ impl Setup {
         let key = SigningKey::from_bytes(&[self.seed; 32]);
         let leaf = LeafCell::new(Leaf::generate(&key, self.membership).unwrap());
         let kernel = Arc::new(KernelWire::bind(self.bind).unwrap());
-        let impaired = ImpairedWire::new(
-            kernel,
-            self.impairment,
-            u64::from(self.seed),
-            &Handle::current(),
-        );
+        let impaired = Impaired::new(kernel, self.impairment, u64::from(self.seed), &Handle::current());
         let (endpoint, accepted) = Endpoint::bind(EndpointConfig {
             wire: impaired.wire,
             identity: SigningKey::from_bytes(&[self.seed; 32]),
@@ -135,10 +125,7 @@ async fn two_endpoints_connect_and_know_each_other() {
         let [dialled, accepted] = connect(&a, &mut b, purpose).await;
         assert_eq!(dialled.peer(), b.endpoint.peer());
         assert_eq!(accepted.peer(), a.endpoint.peer());
-        assert_eq!(
-            (dialled.side(), accepted.side()),
-            (Side::Dialled, Side::Accepted)
-        );
+        assert_eq!((dialled.side(), accepted.side()), (Side::Dialled, Side::Accepted));
         assert_eq!((dialled.purpose(), accepted.purpose()), (purpose, purpose));
         assert_eq!(accepted.membership(), Some(b"member".as_slice()));
         assert_eq!(dialled.membership(), Some(b"member".as_slice()));
@@ -161,9 +148,7 @@ async fn a_dual_stack_endpoint_is_reached_by_ipv4_and_reports_it_as_such() {
     let dialled = a.endpoint.dial(peer, address, Purpose::Prompt).await;
     assert_eq!(dialled.unwrap().remote_address(), address);
     assert_eq!(b.accept().await.remote_address(), a.address());
-    let back = b
-        .endpoint
-        .dial(a.endpoint.peer(), a.address(), Purpose::Bulk);
+    let back = b.endpoint.dial(a.endpoint.peer(), a.address(), Purpose::Bulk);
     assert_eq!(back.await.unwrap().remote_address(), a.address());
 }
 
@@ -226,10 +211,7 @@ async fn whoever_the_dialler_refuses_is_named_with_the_reason() {
         .start();
         let result = a.dial(&b, Purpose::Prompt).await;
         let address = b.address();
-        assert_eq!(
-            result.unwrap_err(),
-            DialError::Untrusted { address, reason }
-        );
+        assert_eq!(result.unwrap_err(), DialError::Untrusted { address, reason });
     }
 }
 
@@ -261,17 +243,12 @@ async fn a_swapped_leaf_takes_effect_for_the_next_handshake() {
     let reason = Refusal::NotAMember;
     let result = a.dial(&b, Purpose::Prompt).await;
     assert_eq!(result.unwrap_err(), DialError::Refused { reason });
-    a.leaf
-        .swap(Leaf::generate(&a.key, Some(b"member")).unwrap());
+    a.leaf.swap(Leaf::generate(&a.key, Some(b"member")).unwrap());
     a.dial(&b, Purpose::Prompt).await.unwrap();
-    b.leaf
-        .swap(Leaf::generate(&b.key, Some(b"expired")).unwrap());
+    b.leaf.swap(Leaf::generate(&b.key, Some(b"expired")).unwrap());
     let result = a.dial(&b, Purpose::Bulk).await;
     let (address, reason) = (b.address(), Refusal::Expired);
-    assert_eq!(
-        result.unwrap_err(),
-        DialError::Untrusted { address, reason }
-    );
+    assert_eq!(result.unwrap_err(), DialError::Untrusted { address, reason });
 }
 
 #[tokio::test]
@@ -285,16 +262,14 @@ async fn limits_turn_the_surplus_away_and_count_down_again() {
     let host = Setup { limits, ..setup(2) };
     let (a, mut b) = (setup(1).start(), host.start());
     let [first, accepted] = connect(&a, &mut b, Purpose::Prompt).await;
-    let busy = DialError::Busy {
-        address: b.address(),
-    };
+    let busy = DialError::Busy { address: b.address() };
     let second = a.dial(&b, Purpose::Prompt).await;
     assert_eq!(second.unwrap_err(), busy);
     let [_join, _] = connect(&a, &mut b, Purpose::Join).await;
     let other = setup(3).start();
     assert_eq!(other.dial(&b, Purpose::Join).await.unwrap_err(), busy);
 
-    first.close(CloseReason::Normal);
+    first.close(CloseReason::Idle);
     within(accepted.closed()).await;
     // The count follows the close by one scheduling round.
     within(async {
@@ -356,11 +331,11 @@ async fn both_sides_learn_why_a_connection_ended() {
     drop(dialled.clone());
     assert_eq!(dialled.close_cause(), None);
     drop(dialled);
-    let normal = CloseCause::ClosedByPeer {
-        code: 0,
-        reason: Some(CloseReason::Normal),
+    let unneeded = CloseCause::ClosedByPeer {
+        code: u64::from(CloseReason::Idle.code()),
+        reason: Some(CloseReason::Idle),
     };
-    assert_eq!(within(accepted.closed()).await, normal);
+    assert_eq!(within(accepted.closed()).await, unneeded);
 }
 
 #[tokio::test]
@@ -370,11 +345,11 @@ async fn a_closed_endpoint_tells_its_peers_and_frees_its_port() {
     let address = b.address();
     b.endpoint.close().await;
     let told = CloseCause::ClosedByPeer {
-        code: u64::from(CloseReason::ShuttingDown.code()),
-        reason: Some(CloseReason::ShuttingDown),
+        code: u64::from(CloseReason::Shutdown.code()),
+        reason: Some(CloseReason::Shutdown),
     };
     assert_eq!(within(dialled.closed()).await, told);
-    let here = CloseCause::Local(CloseReason::ShuttingDown);
+    let here = CloseCause::Local(CloseReason::Shutdown);
     assert_eq!(within(accepted.closed()).await, here);
     assert!(within(b.accepted.recv()).await.is_none());
     let result = b.dial(&a, Purpose::Prompt).await;
@@ -473,4 +448,56 @@ async fn a_healed_partition_within_the_idle_time_keeps_the_connection() {
     assert!(cut_off.is_err());
     a.network.set(Impairment::default());
     within(dialled.echo(b"found")).await.unwrap();
+}
+
+#[tokio::test]
+async fn half_open_handshakes_do_not_keep_an_honest_peer_out() {
+    let mut b = setup(2).start();
+    let deaf = Setup {
+        impairment: Impairment {
+            partition: crate::wire::Partition::All(crate::wire::Cut::Incoming),
+            ..Impairment::default()
+        },
+        ..setup(1)
+    }
+    .start();
+    let mut dials = tokio::task::JoinSet::new();
+    for _ in 0..600 {
+        let endpoint = deaf.endpoint.clone();
+        let (peer, address) = (b.endpoint.peer(), b.address());
+        dials.spawn(async move { endpoint.dial(peer, address, Purpose::Prompt).await });
+    }
+    within(async {
+        while deaf.network.stats().partitioned < 100 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for purpose in Purpose::ALL {
+        let honest = setup(3).start();
+        let [dialled, _accepted] = connect(&honest, &mut b, purpose).await;
+        assert_eq!(dialled.close_cause(), None);
+    }
+}
+
+#[tokio::test]
+async fn random_datagrams_at_the_port_harm_nobody() {
+    let (a, mut b) = (setup(1).start(), setup(2).start());
+    let [dialled, accepted] = connect(&a, &mut b, Purpose::Prompt).await;
+    let _streams = accepted.prompt_streams().unwrap();
+    let noise = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut bytes = [0; 1_400];
+    for round in 0..5_000_usize {
+        getrandom::fill(&mut bytes).unwrap();
+        // Half of them begin like a first packet of QUIC version 1.
+        if round % 2 == 0 {
+            bytes[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
+        }
+        let length = 1 + round * 7 % bytes.len();
+        let _ = noise.try_send_to(&bytes[..length], b.address());
+        if round % 100 == 0 {
+            within(dialled.echo(b"still here")).await.unwrap();
+        }
+    }
+    assert_eq!(b.endpoint.accepted_connections(), 1);
 }

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use hyperfabric_protocol::SigningKey;
 use quinn::{
-    ConnectionId, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
-    VarInt,
+    ConnectionId, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 
 use super::limits::HANDSHAKES_MAX;
@@ -96,11 +95,7 @@ impl Transports {
         self.accepting_for(crypto, Purpose::Prompt)
     }
 
-    pub(super) fn accepting_for(
-        &self,
-        crypto: &Arc<ServerCrypto>,
-        purpose: Purpose,
-    ) -> ServerConfig {
+    pub(super) fn accepting_for(&self, crypto: &Arc<ServerCrypto>, purpose: Purpose) -> ServerConfig {
         let mut config = ServerConfig::with_crypto(Arc::clone(crypto) as Arc<_>);
         config
             .transport_config(Arc::clone(&self.of(purpose)[ACCEPTING]))

@@ -172,15 +172,13 @@ impl Sorter {
             (
                 StreamKind::Libp2p,
                 Outlets {
-                    libp2p: Some(libp2p),
-                    ..
+                    libp2p: Some(libp2p), ..
                 },
             ) => libp2p.try_send(stream).err(),
             (
                 StreamKind::Chunks,
                 Outlets {
-                    chunks: Some(chunks),
-                    ..
+                    chunks: Some(chunks), ..
                 },
             ) => {
                 let BiStream { send, recv } = stream;

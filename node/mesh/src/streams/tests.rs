@@ -132,10 +132,7 @@ async fn control_frames_arrive_whole_and_in_order_both_ways() {
     drop(ours.sender);
     assert_eq!(within(theirs.receiver.next()).await, Ok(None));
     let at_acceptor = accepted.open_control().await;
-    assert_eq!(
-        at_acceptor.unwrap_err(),
-        StreamError::NotHere(Purpose::Prompt)
-    );
+    assert_eq!(at_acceptor.unwrap_err(), StreamError::NotHere(Purpose::Prompt));
 }
 
 #[tokio::test]

@@ -55,30 +55,24 @@ impl Leaf {
     /// # Errors
     /// See [`LeafError`].
     pub fn generate(key: &SigningKey, membership: Option<&[u8]>) -> Result<Self, LeafError> {
-        let pair =
-            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(LeafError::Generate)?;
+        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(LeafError::Generate)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params
-            .custom_extensions
-            .push(identity_extension(key, &pair));
+        params.custom_extensions.push(identity_extension(key, &pair));
         if let Some(membership) = membership {
             if membership.len() > MEMBERSHIP_BYTES_MAX {
                 return Err(LeafError::MembershipTooLarge {
                     bytes: membership.len(),
                 });
             }
-            params
-                .custom_extensions
-                .push(CustomExtension::from_oid_content(
-                    &MEMBERSHIP_OID,
-                    der(DER_OCTET_STRING, membership),
-                ));
+            params.custom_extensions.push(CustomExtension::from_oid_content(
+                &MEMBERSHIP_OID,
+                der(DER_OCTET_STRING, membership),
+            ));
         }
         let certificate = params.self_signed(&pair).map_err(LeafError::Generate)?;
         let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
-        let signer =
-            rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private).map_err(LeafError::Key)?;
+        let signer = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private).map_err(LeafError::Key)?;
         Ok(Self {
             certified: Arc::new(CertifiedKey::new(vec![certificate.into()], signer)),
         })
@@ -121,8 +115,7 @@ fn identity_extension(key: &SigningKey, pair: &KeyPair) -> CustomExtension {
     let signature = keypair.sign(&message).expect("ed25519 signing cannot fail");
     let public = der(DER_OCTET_STRING, &keypair.public().encode_protobuf());
     let content = [public, der(DER_OCTET_STRING, &signature)].concat();
-    let mut extension =
-        CustomExtension::from_oid_content(&IDENTITY_OID, der(DER_SEQUENCE, &content));
+    let mut extension = CustomExtension::from_oid_content(&IDENTITY_OID, der(DER_SEQUENCE, &content));
     extension.set_criticality(true);
     extension
 }
@@ -150,15 +143,11 @@ pub(super) fn membership_of(leaf: &CertificateDer<'_>) -> Result<Option<Arc<[u8]
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Refusal::Malformed)?;
     let mut found = None;
     for extension in certificate.extensions() {
-        let is_ours = extension
-            .oid
-            .iter()
-            .is_some_and(|arcs| arcs.eq(MEMBERSHIP_OID));
+        let is_ours = extension.oid.iter().is_some_and(|arcs| arcs.eq(MEMBERSHIP_OID));
         if !is_ours {
             continue;
         }
-        let (rest, octets) =
-            OctetString::from_der(extension.value).map_err(|_| Refusal::Malformed)?;
+        let (rest, octets) = OctetString::from_der(extension.value).map_err(|_| Refusal::Malformed)?;
         let bytes = octets.as_ref();
         if !rest.is_empty() || bytes.len() > MEMBERSHIP_BYTES_MAX || found.is_some() {
             return Err(Refusal::Malformed);

@@ -99,11 +99,7 @@ impl Refusal {
         }
         let named = phrase
             .strip_prefix(PHRASE_PREFIX.as_bytes())
-            .and_then(|word| {
-                Self::ALL
-                    .into_iter()
-                    .find(|it| it.word().as_bytes() == word)
-            });
+            .and_then(|word| Self::ALL.into_iter().find(|it| it.word().as_bytes() == word));
         named.or(match code - CRYPTO_ERRORS.start {
             42 => Some(Self::Malformed),
             43 => Some(Self::OtherMesh),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use hyperfabric_protocol::PeerId;
 use quinn_proto::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn_proto::crypto::{
-    ClientConfig, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig,
-    Session, UnsupportedVersion,
+    ClientConfig, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig, Session,
+    UnsupportedVersion,
 };
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectError, ConnectionId, Side, TransportError};
@@ -73,11 +73,7 @@ fn server_config(
 }
 
 impl ServerConfig for ServerCrypto {
-    fn initial_keys(
-        &self,
-        version: u32,
-        dst_cid: &ConnectionId,
-    ) -> Result<Keys, UnsupportedVersion> {
+    fn initial_keys(&self, version: u32, dst_cid: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
         self.stateless.initial_keys(version, dst_cid)
     }
 
@@ -85,14 +81,9 @@ impl ServerConfig for ServerCrypto {
         self.stateless.retry_tag(version, orig_dst_cid, packet)
     }
 
-    fn start_session(
-        self: Arc<Self>,
-        version: u32,
-        params: &TransportParameters,
-    ) -> Box<dyn Session> {
+    fn start_session(self: Arc<Self>, version: u32, params: &TransportParameters) -> Box<dyn Session> {
         let cell = Arc::new(SessionCell::default());
-        let tls = server_config(&self.provider, &self.leaf, &self.gate, Arc::clone(&cell))
-            .expect(CHECKED);
+        let tls = server_config(&self.provider, &self.leaf, &self.gate, Arc::clone(&cell)).expect(CHECKED);
         let quic = QuicServerConfig::try_from(tls).expect(CHECKED);
         Box::new(GatedSession {
             inner: Arc::new(quic).start_session(version, params),

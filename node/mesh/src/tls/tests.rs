@@ -50,10 +50,7 @@ fn a_changed_byte_never_changes_what_a_leaf_says() {
         };
         accepted += 1;
         assert_eq!(parsed.peer_id(), peer, "byte {at}");
-        assert_eq!(
-            membership.unwrap().as_deref(),
-            Some(b"membership".as_slice())
-        );
+        assert_eq!(membership.unwrap().as_deref(), Some(b"membership".as_slice()));
     }
     assert!(accepted < 8, "{accepted}");
 }

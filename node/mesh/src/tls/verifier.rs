@@ -9,8 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme,
 };
 
 use super::leaf::membership_of;
@@ -27,12 +26,7 @@ pub trait Gate: Send + Sync {
     ///
     /// # Errors
     /// The reason, which is logged here and told to the peer.
-    fn admit(
-        &self,
-        peer: &PeerId,
-        membership: Option<&[u8]>,
-        purpose: Purpose,
-    ) -> Result<(), Refusal>;
+    fn admit(&self, peer: &PeerId, membership: Option<&[u8]>, purpose: Purpose) -> Result<(), Refusal>;
 }
 
 /// A peer that passed the gate.
@@ -93,23 +87,11 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn new(
-        gate: Arc<dyn Gate>,
-        cell: Arc<SessionCell>,
-        expected: Option<PeerId>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            gate,
-            cell,
-            expected,
-        })
+    pub(super) fn new(gate: Arc<dyn Gate>, cell: Arc<SessionCell>, expected: Option<PeerId>) -> Arc<Self> {
+        Arc::new(Self { gate, cell, expected })
     }
 
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-    ) -> Result<(), Error> {
+    fn verify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), Error> {
         let Some(purpose) = self.cell.purpose() else {
             // rustls has chosen no protocol of ours, so the session ends here anyway.
             return Err(Error::NoApplicationProtocol);
@@ -136,8 +118,7 @@ impl Verifier {
             Error::InvalidCertificate(CertificateError::BadEncoding) => Refusal::Malformed,
             _ => Refusal::Forged,
         })?;
-        let peer =
-            PeerId::from_multihash(&parsed.peer_id().to_bytes()).map_err(|_| Refusal::Malformed)?;
+        let peer = PeerId::from_multihash(&parsed.peer_id().to_bytes()).map_err(|_| Refusal::Malformed)?;
         lock(&self.cell.0).claimed = Some(peer);
         if self.expected.is_some_and(|expected| expected != peer) {
             return Err(Refusal::WrongPeer);

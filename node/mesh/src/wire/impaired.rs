@@ -125,9 +125,7 @@ impl Partition {
         match self {
             Self::None => false,
             Self::All(cut) => direction(*cut),
-            Self::Remotes { remotes, cut } => {
-                direction(*cut) && remotes.contains(&canonical(remote))
-            }
+            Self::Remotes { remotes, cut } => direction(*cut) && remotes.contains(&canonical(remote)),
         }
     }
 
@@ -213,14 +211,9 @@ struct Shared {
 #[derive(Debug)]
 pub struct ImpairedWire(Arc<Shared>);
 
-impl ImpairedWire {
+impl Impaired {
     /// Puts `impairment` over `inner`. Its random choices follow from `seed`; its task runs on `runtime` until the wire is dropped.
-    pub fn new(
-        inner: Arc<dyn Wire>,
-        impairment: Impairment,
-        seed: u64,
-        runtime: &Handle,
-    ) -> Impaired {
+    pub fn new(inner: Arc<dyn Wire>, impairment: Impairment, seed: u64, runtime: &Handle) -> Self {
         let shared = Arc::new(Shared {
             inner,
             line: Arc::new(Mutex::new(Line::new(seed))),
@@ -230,8 +223,8 @@ impl ImpairedWire {
         let handle = ImpairmentHandle(Arc::clone(&shared.line));
         handle.set(impairment);
         runtime.spawn(pump(Arc::clone(&shared)));
-        Impaired {
-            wire: Arc::new(Self(shared)),
+        Self {
+            wire: Arc::new(ImpairedWire(shared)),
             handle,
         }
     }

@@ -16,9 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::{
-    Capabilities, DATAGRAM_BYTES_MAX, Ecn, Outgoing, RECEIVE_BATCH_MAX, Received, Wire, WriteReady,
-};
+use super::{Capabilities, DATAGRAM_BYTES_MAX, Ecn, Outgoing, RECEIVE_BATCH_MAX, Received, Wire, WriteReady};
 
 /// Socket buffers asked for, in bytes: 8 ms at 4 Gbit/s, what one busy scheduling round of a shared core costs. The kernel clamps it to its own limit.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;

@@ -42,9 +42,7 @@ impl QuinnSocket {
     }
 
     fn capability<T>(&self, of: fn(Capabilities) -> T) -> Option<T> {
-        read(&self.wire)
-            .as_ref()
-            .map(|wire| of(wire.capabilities()))
+        read(&self.wire).as_ref().map(|wire| of(wire.capabilities()))
     }
 }
 
@@ -119,17 +117,17 @@ impl AsyncUdpSocket for QuinnSocket {
 }
 
 fn recv_meta(received: &Received) -> RecvMeta {
-    let mut meta = RecvMeta::default();
-    meta.addr = received.addr;
-    meta.len = received.len;
-    meta.stride = received.stride;
-    meta.ecn = received.ecn.map(|e| match e {
-        Ecn::Ect0 => EcnCodepoint::Ect0,
-        Ecn::Ect1 => EcnCodepoint::Ect1,
-        Ecn::Ce => EcnCodepoint::Ce,
-    });
-    meta.dst_ip = received.dst_ip;
-    meta
+    RecvMeta {
+        addr: received.addr,
+        len: received.len,
+        stride: received.stride,
+        ecn: received.ecn.map(|e| match e {
+            Ecn::Ect0 => EcnCodepoint::Ect0,
+            Ecn::Ect1 => EcnCodepoint::Ect1,
+            Ecn::Ce => EcnCodepoint::Ce,
+        }),
+        dst_ip: received.dst_ip,
+    }
 }
 
 /// Holds a poller of the wire only while a task waits, for the same reason.

@@ -111,16 +111,10 @@ impl Line {
     fn decide(&mut self, now: Instant, datagram: Datagram) -> Fate {
         let bytes = datagram.contents.len();
         let impairment = &self.impairment;
-        if impairment
-            .partition
-            .cuts(datagram.destination, Cut::outgoing)
-        {
+        if impairment.partition.cuts(datagram.destination, Cut::outgoing) {
             return Fate::Partitioned;
         }
-        if impairment
-            .mtu_max
-            .is_some_and(|mtu| bytes > usize::from(mtu))
-        {
+        if impairment.mtu_max.is_some_and(|mtu| bytes > usize::from(mtu)) {
             return Fate::Oversized;
         }
         let Some(departure) = self.serialize(now, bytes) else {

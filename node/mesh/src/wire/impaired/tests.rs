@@ -71,7 +71,7 @@ impl Wire for Recorder {
 
 fn impaired(impairment: Impairment) -> (Arc<Recorder>, Impaired) {
     let below = Arc::new(Recorder::default());
-    let wire = ImpairedWire::new(
+    let wire = Impaired::new(
         Arc::clone(&below) as Arc<dyn Wire>,
         impairment,
         7,

@@ -70,9 +70,7 @@ fn loss_is_within_statistical_bounds_and_follows_the_seed() {
             loss_ppm: 100_000,
             ..Impairment::default()
         });
-        let fates: Vec<Fate> = (0..10_000)
-            .map(|_| line.push(now, datagram(1, 0)))
-            .collect();
+        let fates: Vec<Fate> = (0..10_000).map(|_| line.push(now, datagram(1, 0))).collect();
         // Ten thousand draws at 10 %: the standard deviation is 30.
         assert!((850..=1_150).contains(&line.stats.lost), "{:?}", line.stats);
         fates
@@ -113,11 +111,7 @@ fn a_full_queue_drops_the_newest_and_takes_more_once_it_has_drained() {
         ..Impairment::default()
     });
     for mark in 0..40 {
-        let expected = if mark < 10 {
-            Fate::Held
-        } else {
-            Fate::Overflowed
-        };
+        let expected = if mark < 10 { Fate::Held } else { Fate::Overflowed };
         assert_eq!(line.push(now, datagram(1_000, mark)), expected);
     }
     let later = now + Duration::from_millis(10);
