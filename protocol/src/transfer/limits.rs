@@ -24,6 +24,8 @@ pub const JOB_TIME_MAX: Duration = Duration::from_secs(600);
 pub const JOB_BYTES_PER_SECOND_MIN: u64 = 16 * 1024 * 1024;
 /// How long a receiver remembers a transfer whose sender is gone. What arrived stays in the journal.
 pub const SUSPENDED_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How long a connected sender may keep a transfer waiting before the receiver asks whether it still knows it.
+pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// Outgoing transfers, waiting ones included; one more ends with [`Fault::Busy`](super::Fault::Busy).
 pub const OUTGOING_MAX: usize = 4096;
 /// Incoming transfers of one peer; one more is told [`Fault::Busy`](super::Fault::Busy), and offered again later.

@@ -129,3 +129,6 @@ wire_enum!(Fault {
     Unreachable = 15,
     Busy = 16,
 });
+
+#[cfg(test)]
+mod tests;

@@ -132,3 +132,6 @@ impl Value for ChunkRanges {
         Some(Self::new())
     }
 }
+
+#[cfg(test)]
+mod tests;

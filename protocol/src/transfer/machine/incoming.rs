@@ -9,7 +9,7 @@ use super::{
 use crate::frame::{Abort, Accept, Delivered, Frame, Progress};
 use crate::transfer::limits::{
     FAILURES_MAX, INCOMING_MAX, INCOMING_PER_PEER_MAX, JOB_BYTES_PER_SECOND_MIN, JOB_TIME_MAX, KEEPALIVE,
-    RESTART_AFTER, STALL_MARGIN, STALL_TIMEOUT, STALLS_MAX, SUSPENDED_MAX,
+    PROBE_AFTER, RESTART_AFTER, STALL_MARGIN, STALL_TIMEOUT, STALLS_MAX, SUSPENDED_MAX,
 };
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{Instant, PeerId, TransferId};
@@ -418,6 +418,17 @@ impl Transfers {
         self.reschedule_incoming(key);
     }
 
+    pub(super) fn on_incoming_up(&mut self, now: Instant, key: (PeerId, TransferId)) {
+        if let Some(incoming) = self
+            .incoming
+            .get_mut(&key)
+            .filter(|incoming| incoming.stage == Stage::Suspended)
+        {
+            incoming.due = Some(now.after(PROBE_AFTER));
+            self.reschedule_incoming(key);
+        }
+    }
+
     pub(super) fn on_incoming_down(&mut self, now: Instant, key: (PeerId, TransferId)) {
         let (peer, transfer) = key;
         let Some(incoming) = self.incoming.get_mut(&key) else {
@@ -479,7 +490,23 @@ impl Transfers {
                 }
                 self.start_attempt(now, key);
             }
-            Stage::Suspended => return self.fail_incoming(key, TransferError::local(Fault::Unreachable)),
+            Stage::Suspended if self.peers.get(&peer).is_some_and(|entry| entry.up) => {
+                // [XFER-13] A sender that has it waiting ignores this; one that has forgotten it says so.
+                incoming.due = Some(now.after(PROBE_AFTER));
+                let have = incoming.have.clone();
+                self.attempts = self.attempts.wrapping_add(1);
+                self.send(
+                    peer,
+                    Frame::Accept(Accept {
+                        transfer,
+                        have,
+                        attempt: self.attempts,
+                    }),
+                );
+            }
+            Stage::Suspended => {
+                return self.fail_incoming(key, TransferError::local(Fault::Unreachable));
+            }
             Stage::Dropping { .. } | Stage::Discarding { .. } => incoming.due = None,
         }
         self.reschedule_incoming(key);

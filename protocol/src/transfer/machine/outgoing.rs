@@ -167,10 +167,11 @@ impl Transfers {
     pub(super) fn on_accept(&mut self, now: Instant, peer: PeerId, accept: Accept) -> Result<(), Violation> {
         let transfer = accept.transfer;
         let Some(out) = self.outgoing_with(peer, transfer) else {
-            // [XFER-12]
-            if let Some(fault) = self.recall(peer, transfer, Role::Sender) {
-                self.send_abort(peer, transfer, fault);
-            }
+            // [XFER-12] One that was forgotten in a restart may still be resumed by its user.
+            let fault = self
+                .recall(peer, transfer, Role::Sender)
+                .unwrap_or(Fault::Unreachable);
+            self.send_abort(peer, transfer, fault);
             return Ok(());
         };
         if accept

@@ -96,6 +96,9 @@ impl Transfers {
         for transfer in self.outgoing_of(peer) {
             self.on_outgoing_up(now, transfer);
         }
+        for transfer in self.incoming_of(peer) {
+            self.on_incoming_up(now, (peer, transfer));
+        }
         self.update_want(peer);
         self.pump(now, peer);
     }
