@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod decoders;
 pub mod files;
 pub mod http;
 pub mod mesh;

@@ -1,0 +1,4 @@
+//! Fuzzes the decoder `offer` of `hyperfabric_tests::decoders`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hyperfabric_tests::decoders::run("offer", bytes));
