@@ -125,6 +125,12 @@ pub trait Storage: Debug + Send + Sync + 'static {
     /// As the operating system says.
     fn sync_tree(&self, folder: &RelPath) -> io::Result<()>;
 
+    /// Checks that names can be put into a folder.
+    ///
+    /// # Errors
+    /// `ReadOnlyFilesystem` or `PermissionDenied` when they cannot, else as the operating system says.
+    fn check_writable(&self, folder: &RelPath) -> io::Result<()>;
+
     /// Bytes that can still be written.
     ///
     /// # Errors

@@ -8,7 +8,9 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -117,12 +119,7 @@ impl WorkerPool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let (answer, result) = oneshot::channel();
-        self.slot(lane).await.spawn(move || {
-            // The asker may be gone; its work was still worth finishing, its result is not.
-            let _ = answer.send(work());
-        });
-        result.await.map_err(|_| WorkerError::Panicked)
+        self.slot(lane).await.run(work).await
     }
 
     /// Waits for a place in a lane's queue.
@@ -143,7 +140,33 @@ impl WorkerPool {
     }
 }
 
+/// Work that was handed over; it runs to its end even when this is dropped.
+#[derive(Debug)]
+pub struct Running<T> {
+    result: oneshot::Receiver<T>,
+}
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, WorkerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.result)
+            .poll(context)
+            .map_err(|_| WorkerError::Panicked)
+    }
+}
+
 impl Slot {
+    /// Hands the work over at once and returns what becomes its result.
+    pub fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Running<T> {
+        let (answer, result) = oneshot::channel();
+        self.spawn(move || {
+            // The asker may be gone; its work was still worth finishing, its result is not.
+            let _ = answer.send(work());
+        });
+        Running { result }
+    }
+
     /// Hands the work over; it runs without anybody waiting for it.
     pub fn spawn(self, work: impl FnOnce() + Send + 'static) {
         let queued = Queued {

@@ -197,6 +197,12 @@ impl Storage for DiskStorage {
         Ok(fs::syncfs(self.folder(folder)?)?)
     }
 
+    fn check_writable(&self, folder: &RelPath) -> io::Result<()> {
+        let folder = self.folder(folder)?;
+        let access = fs::Access::WRITE_OK | fs::Access::EXEC_OK;
+        Ok(fs::accessat(&folder, ".", access, AtFlags::EACCESS)?)
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         let stat = fs::fstatvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -261,6 +261,13 @@ impl Storage for LossyStorage {
         self.change(Operation::Sync)?.world.sync_tree(folder)
     }
 
+    fn check_writable(&self, _: &RelPath) -> io::Result<()> {
+        match self.look()?.failures.get(&Operation::Rename) {
+            Some(&kind) => Err(kind.into()),
+            None => Ok(()),
+        }
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         let shared = self.look()?;
         let capacity = shared.capacity_bytes.unwrap_or(u64::MAX);

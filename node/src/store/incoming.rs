@@ -128,17 +128,21 @@ impl Store {
     /// # Errors
     /// When the database fails; nothing is claimed then.
     pub fn claim(&self, transfer: TransferId, runs: &[ClaimRun]) -> Result<(), StoreError> {
+        self.write(|tables| add_claims(tables, transfer, runs))
+    }
+
+    /// Forgets all claims of a transfer and claims these instead, durably, all or nothing.
+    ///
+    /// # Errors
+    /// When the database fails; the old claims are then still there.
+    pub fn replace_claims(
+        &self,
+        transfer: TransferId,
+        runs: &[ClaimRun],
+    ) -> Result<(), StoreError> {
         self.write(|tables| {
-            let mut claims = tables.open_table(CLAIMS)?;
-            for run in runs {
-                let mut first = run.first;
-                for values in run.values.chunks(CLAIM_RUN_CHUNKS_MAX) {
-                    let key = claim_key(transfer, first);
-                    claims.insert(key.as_slice(), values.as_flattened())?;
-                    first += values.len() as u64;
-                }
-            }
-            Ok(())
+            remove_claims(tables, transfer)?;
+            add_claims(tables, transfer, runs)
         })
     }
 
@@ -216,6 +220,23 @@ impl Store {
             remove_claims(tables, transfer)
         })
     }
+}
+
+fn add_claims(
+    tables: &redb::WriteTransaction,
+    transfer: TransferId,
+    runs: &[ClaimRun],
+) -> Result<(), StoreError> {
+    let mut claims = tables.open_table(CLAIMS)?;
+    for run in runs {
+        let mut first = run.first;
+        for values in run.values.chunks(CLAIM_RUN_CHUNKS_MAX) {
+            let key = claim_key(transfer, first);
+            claims.insert(key.as_slice(), values.as_flattened())?;
+            first += values.len() as u64;
+        }
+    }
+    Ok(())
 }
 
 fn remove_claims(tables: &redb::WriteTransaction, transfer: TransferId) -> Result<(), StoreError> {

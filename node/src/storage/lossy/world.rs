@@ -138,6 +138,9 @@ impl World {
     }
 
     pub(super) fn remove(&mut self, path: &RelPath) {
+        if self.lookup(path).is_none() {
+            return;
+        }
         remove_names(&mut self.names, path);
         self.pending.push(NameChange::Remove { path: path.clone() });
     }
@@ -145,7 +148,8 @@ impl World {
     pub(super) fn sync_folder(&mut self, folder: &RelPath) {
         let (covered, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
             .into_iter()
-            .partition(|change| change.touches(folder));
+            // Names stand for folders here: an earlier folder of this name has to be gone before this one has names.
+            .partition(|change| change.touches(folder) || change.removes_folder(folder));
         self.pending = rest;
         for change in covered {
             self.apply_durably(change);
@@ -326,6 +330,13 @@ impl Inode {
 }
 
 impl NameChange {
+    fn removes_folder(&self, folder: &RelPath) -> bool {
+        match self {
+            Self::Remove { path } => path == folder || folder.is_below(path),
+            Self::Add { .. } | Self::Rename { .. } => false,
+        }
+    }
+
     fn touches(&self, folder: &RelPath) -> bool {
         match self {
             Self::Add { path, .. } | Self::Remove { path } => path.parent() == *folder,
