@@ -1,8 +1,10 @@
 //! Peers are admitted by ticket, find each other, and stay who they are.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use hyperfabric_tests::peer::column;
-use hyperfabric_tests::wait::until;
+use hyperfabric_tests::wait::{eventually, until};
 use hyperfabric_tests::{Exit, Mesh, PATIENCE, Peer};
 
 #[test]
@@ -108,6 +110,32 @@ fn the_second_claim_to_a_name_is_refused_and_the_first_goes_on() -> Result<()> {
     );
     first.knows(&["alpha", "beta"])?;
     let [alpha] = mesh.by_name();
+    ensure!(alpha.json(&["ping", "beta", "--count", "1"])?["success"] == true);
+    Ok(())
+}
+
+#[test]
+fn a_peer_that_was_killed_and_is_back_is_known_as_such_within_two_seconds() -> Result<()> {
+    let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = mesh.by_name();
+    let id = beta.ready()?.peer_id.clone();
+    let connected_since = |peer: &Peer| -> Result<Option<u64>> {
+        let peers = peer.api("GET", "/v1/fabric/peers")?.json()?;
+        let record = peers
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|record| record["peer_id"] == id.as_str());
+        Ok(record
+            .filter(|record| record["connected"] == true)
+            .and_then(|r| r["connected_unix_ms"].as_u64()))
+    };
+    let before = eventually("a connection", PATIENCE, || connected_since(alpha))?;
+    beta.kill()?;
+    beta.up()?;
+    until("a new connection", Duration::from_secs(2), || {
+        Ok(connected_since(alpha)? > Some(before))
+    })?;
     ensure!(alpha.json(&["ping", "beta", "--count", "1"])?["success"] == true);
     Ok(())
 }

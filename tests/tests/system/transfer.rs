@@ -162,3 +162,24 @@ fn a_file_the_caller_cannot_read_is_not_sent() -> Result<()> {
     ensure!(beta.received()?.is_empty());
     Ok(())
 }
+
+#[test]
+fn a_large_file_needs_little_memory_at_either_end() -> Result<()> {
+    const PEAK_KIB_MAX: u64 = 120 * 1024;
+    let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = mesh.by_name();
+    let folder = Folder::new()?;
+    let path = folder.random(
+        "large.bin",
+        Content {
+            bytes: 512 * MIB,
+            seed: 1,
+        },
+    )?;
+    send(alpha, &path, "beta")?;
+    for peer in [alpha, beta] {
+        let peak = peer.status_field("VmHWM")?;
+        ensure!(peak <= PEAK_KIB_MAX, "{} needed {peak} KiB", peer.name());
+    }
+    Ok(())
+}
