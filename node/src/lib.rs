@@ -3,4 +3,5 @@
 pub mod storage;
 pub mod store;
 pub mod transfer;
-pub mod workers;
+
+pub use hyperfabric_mesh::workers;

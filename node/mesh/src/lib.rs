@@ -9,11 +9,16 @@
 mod sync;
 
 pub mod address;
+pub mod clock;
 pub mod connection;
+pub mod discovery;
+pub mod driver;
 pub mod endpoint;
+pub mod gate;
 pub mod streams;
 pub mod tls;
 pub mod wire;
+pub mod workers;
 
 pub use address::PeerAddress;
 pub use connection::{CloseCause, CloseReason, Connection, ConnectionStats, Side};

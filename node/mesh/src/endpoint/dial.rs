@@ -59,6 +59,9 @@ pub enum DialError {
         /// The address.
         address: SocketAddr,
     },
+    /// The peer is known without any address that can be dialled.
+    #[error("no address of the peer is known")]
+    NoAddress,
     /// The peer is this peer.
     #[error("that is this peer itself")]
     Myself,
