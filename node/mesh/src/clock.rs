@@ -21,7 +21,9 @@ pub struct SystemClock {
 
 impl Default for SystemClock {
     fn default() -> Self {
-        Self { origin: tokio::time::Instant::now() }
+        Self {
+            origin: tokio::time::Instant::now(),
+        }
     }
 }
 
@@ -29,7 +31,10 @@ impl Clock for SystemClock {
     fn now(&self) -> Now {
         let mono = self.origin.elapsed().as_nanos();
         // A clock set before 1970 makes every certificate not yet valid, which is the right complaint.
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
         Now {
             mono: Instant(u64::try_from(mono).unwrap_or(u64::MAX)),
             wall: UnixMillis(u64::try_from(wall).unwrap_or(u64::MAX)),

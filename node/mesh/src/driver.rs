@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, Purpose as Use, Transmit};
-use hyperfabric_protocol::neighbors::CloseReason as Reason;
 use hyperfabric_protocol::transfer::PayloadOrder;
 use hyperfabric_protocol::{ConnId, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, watch};
@@ -93,7 +92,11 @@ enum Message {
     /// Tell the machine.
     Input(Input),
     /// A dial has ended.
-    Dialled { peer: PeerId, purpose: Use, result: Result<(Connection, hyperfabric_protocol::Address), DialError> },
+    Dialled {
+        peer: PeerId,
+        purpose: Use,
+        result: Result<(Connection, hyperfabric_protocol::Address), DialError>,
+    },
     /// A connection's control stream is open.
     Control { conn: ConnId, sender: ControlSender },
     /// A member asks something.
@@ -171,7 +174,10 @@ impl<H: Host> Driver<H> {
         loop {
             self.drain();
             let now = self.clock.now();
-            let wait = self.fabric.poll_timeout().map_or(ADDRESS_INTERVAL, |at| at.since(now.mono));
+            let wait = self
+                .fabric
+                .poll_timeout()
+                .map_or(ADDRESS_INTERVAL, |at| at.since(now.mono));
             tokio::select! {
                 message = self.messages.recv() => match message {
                     Some(message) => if !self.take(message) { break },
@@ -213,18 +219,34 @@ impl<H: Host> Driver<H> {
                 if let Some(link) = self.links.remove(&conn) {
                     self.handle.forget(&link.connection);
                 }
-                self.fabric.handle_input(now, Input::Disconnected { conn, reason });
+                self.fabric
+                    .handle_input(now, Input::Disconnected { conn, reason });
             }
             Message::Input(input) => self.fabric.handle_input(now, input),
-            Message::Dialled { purpose, result: Ok((connection, address)), .. } => {
+            Message::Dialled {
+                purpose,
+                result: Ok((connection, address)),
+                ..
+            } => {
                 debug_assert_eq!(connection.purpose() == Purpose::Join, purpose == Use::Join);
                 self.connected(connection, Some(address));
             }
-            Message::Dialled { peer, purpose, result: Err(error) } => {
+            Message::Dialled {
+                peer,
+                purpose,
+                result: Err(error),
+            } => {
                 let permanent = matches!(error, DialError::Refused { .. } | DialError::Untrusted { .. });
                 tracing::debug!(%peer, %error, "dial failed");
                 self.handle.note_dial_error(peer, error);
-                self.fabric.handle_input(now, Input::DialFailed { peer, purpose, permanent });
+                self.fabric.handle_input(
+                    now,
+                    Input::DialFailed {
+                        peer,
+                        purpose,
+                        permanent,
+                    },
+                );
             }
             Message::Control { conn, sender } => self.control(conn, sender),
             Message::Request { from, stream } => self.host.request(&self.handle, from, stream),
@@ -242,8 +264,13 @@ impl<H: Host> Driver<H> {
                 return;
             }
         };
-        let libp2p = self.discovery.as_ref().filter(|_| purpose == Use::Prompt).map(Discovery::attacher);
-        self.runtime.spawn(serve::run(connection.clone(), self.handle.clone(), libp2p));
+        let libp2p = self
+            .discovery
+            .as_ref()
+            .filter(|_| purpose == Use::Prompt)
+            .map(Discovery::attacher);
+        self.runtime
+            .spawn(serve::run(connection.clone(), self.handle.clone(), libp2p));
         let input = Input::Connected {
             conn: connection.id(),
             peer: connection.peer(),
@@ -252,12 +279,21 @@ impl<H: Host> Driver<H> {
             address,
             membership: connection.membership().map(Into::into),
         };
-        self.links.insert(connection.id(), Link { connection, control: None, unsent: Vec::new() });
+        self.links.insert(
+            connection.id(),
+            Link {
+                connection,
+                control: None,
+                unsent: Vec::new(),
+            },
+        );
         self.fabric.handle_input(self.clock.now(), input);
     }
 
     fn control(&mut self, conn: ConnId, sender: ControlSender) {
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         let unsent = std::mem::take(&mut link.unsent);
         link.control = Some(sender);
         for frame in unsent {
@@ -266,7 +302,9 @@ impl<H: Host> Driver<H> {
     }
 
     fn send(&mut self, conn: ConnId, frame: Bytes) {
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         let sent = match &link.control {
             Some(control) => control.try_send(frame),
             None if link.unsent.len() < UNSENT_FRAMES_MAX => {
@@ -304,14 +342,19 @@ impl<H: Host> Driver<H> {
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
             Transmit::Frame { conn, bytes } => self.send(conn, bytes.into()),
-            Transmit::Dial { peer, addresses, purpose } => {
-                self.runtime.spawn(dial::run(self.handle.clone(), peer, addresses, purpose));
+            Transmit::Dial {
+                peer,
+                addresses,
+                purpose,
+            } => {
+                self.runtime
+                    .spawn(dial::run(self.handle.clone(), peer, addresses, purpose));
             }
             Transmit::Close { conn, reason } => {
                 if let Some(link) = self.links.remove(&conn) {
                     tracing::debug!(peer = %link.connection.peer(), %reason, "closing a connection");
                     self.handle.forget(&link.connection);
-                    link.connection.close(close_reason(reason));
+                    link.connection.close(reason);
                 }
             }
             Transmit::Payload(order) => self.host.payload(&self.handle, order),
@@ -368,7 +411,9 @@ impl<H: Host> Driver<H> {
 
     /// Shows a new certificate from the next handshake on.
     fn show_membership(&mut self) {
-        let Some((membership, _)) = self.fabric.admission().own() else { return };
+        let Some((membership, _)) = self.fabric.admission().own() else {
+            return;
+        };
         self.gate.set_root(self.fabric.admission().root().cloned());
         match Leaf::generate(&self.key, Some(&membership.to_bytes())) {
             Ok(leaf) => self.leaf.swap(leaf),
@@ -388,7 +433,8 @@ impl<H: Host> Driver<H> {
         } else {
             self.announce.clone()
         };
-        self.fabric.handle_input(self.clock.now(), Input::Addresses(addresses));
+        self.fabric
+            .handle_input(self.clock.now(), Input::Addresses(addresses));
     }
 
     fn found(&mut self, found: Found) {
@@ -411,7 +457,14 @@ impl<H: Host> Driver<H> {
         if let Some(record) = record
             && self.published.as_ref() != Some(record)
         {
-            discovery.publish(record.clone(), self.fabric.own_nodes().iter().map(|n| n.node_id.clone()).collect());
+            discovery.publish(
+                record.clone(),
+                self.fabric
+                    .own_nodes()
+                    .iter()
+                    .map(|n| n.node_id.clone())
+                    .collect(),
+            );
             self.published = Some(record.clone());
         }
     }
@@ -424,31 +477,5 @@ async fn next_found(discovery: &mut Option<Discovery>) -> Found {
             None => std::future::pending().await,
         },
         None => std::future::pending().await,
-    }
-}
-
-/// Translates the machine's reason into the wire's.
-const fn close_reason(reason: Reason) -> CloseReason {
-    match reason {
-        Reason::Shutdown => CloseReason::ShuttingDown,
-        Reason::Duplicate => CloseReason::Duplicate,
-        Reason::Restarted => CloseReason::Restarted,
-        Reason::Idle => CloseReason::Idle,
-        Reason::LimitReached => CloseReason::LimitReached,
-        Reason::Revoked => CloseReason::Revoked,
-        Reason::HelloTimeout | Reason::Incompatible | Reason::Violation | Reason::Banned => CloseReason::Violation,
-    }
-}
-
-/// Translates the wire's reason into the machine's.
-const fn machine_reason(reason: CloseReason) -> Reason {
-    match reason {
-        CloseReason::Normal | CloseReason::Idle | CloseReason::Renewed => Reason::Idle,
-        CloseReason::ShuttingDown => Reason::Shutdown,
-        CloseReason::Duplicate => Reason::Duplicate,
-        CloseReason::Restarted => Reason::Restarted,
-        CloseReason::Revoked | CloseReason::Expired => Reason::Revoked,
-        CloseReason::Violation => Reason::Violation,
-        CloseReason::LimitReached => Reason::LimitReached,
     }
 }

@@ -35,11 +35,16 @@ impl MeshGate {
     /// Makes a gate that lets nobody in until it knows its mesh.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { state: Arc::default(), clock }
+        Self {
+            state: Arc::default(),
+            clock,
+        }
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Tells the gate its mesh.
@@ -58,19 +63,27 @@ impl Gate for MeshGate {
         if purpose == Purpose::Join {
             return Ok(());
         }
-        let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let state = self
+            .state
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let root = state.root.as_ref().ok_or(Refusal::NotAMember)?;
         let shown = membership.ok_or(Refusal::NotAMember)?;
-        let member = Membership::verify(shown, root, peer, self.clock.now().wall).map_err(|error| match error {
-            CertificateError::NotAMember => Refusal::NotAMember,
-            CertificateError::OtherMesh => Refusal::OtherMesh,
-            CertificateError::Expired => Refusal::Expired,
-            CertificateError::NotYetValid => Refusal::NotYetValid,
-            CertificateError::Forged => Refusal::Forged,
-            CertificateError::WrongPeer => Refusal::WrongPeer,
-            CertificateError::Revoked => Refusal::Revoked,
-            CertificateError::Malformed(_) => Refusal::Malformed,
-        })?;
-        if state.revoked.contains(&member.serial) { Err(Refusal::Revoked) } else { Ok(()) }
+        let member =
+            Membership::verify(shown, root, peer, self.clock.now().wall).map_err(|error| match error {
+                CertificateError::NotAMember => Refusal::NotAMember,
+                CertificateError::OtherMesh => Refusal::OtherMesh,
+                CertificateError::Expired => Refusal::Expired,
+                CertificateError::NotYetValid => Refusal::NotYetValid,
+                CertificateError::Forged => Refusal::Forged,
+                CertificateError::WrongPeer => Refusal::WrongPeer,
+                CertificateError::Revoked => Refusal::Revoked,
+                CertificateError::Malformed(_) => Refusal::Malformed,
+            })?;
+        if state.revoked.contains(&member.serial) {
+            Err(Refusal::Revoked)
+        } else {
+            Ok(())
+        }
     }
 }

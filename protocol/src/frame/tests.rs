@@ -158,7 +158,8 @@ proptest! {
         let i = at.index(bytes.len());
         bytes[i] = to;
         let _read = Frame::from_bytes(&bytes);
+        // A frame that was cut is never read as a whole one; of an unknown kind nothing is read at all.
         bytes.truncate(cut.index(bytes.len()));
-        prop_assert!(Frame::from_bytes(&bytes).is_err());
+        prop_assert!(!matches!(Frame::from_bytes(&bytes), Ok(Some(_))));
     }
 }

@@ -21,7 +21,13 @@ const ADDRESSES_MAX: usize = 8;
 pub(super) async fn run(handle: Handle, peer: PeerId, addresses: Vec<Address>, purpose: Use) {
     let result = first(&handle, peer, &addresses, purpose).await;
     // A loop that has ended needs no answer.
-    handle.send(Message::Dialled { peer, purpose, result }).await;
+    handle
+        .send(Message::Dialled {
+            peer,
+            purpose,
+            result,
+        })
+        .await;
 }
 
 async fn first(

@@ -111,7 +111,11 @@ impl Handle {
             // The caller may have given up waiting.
             let _ = sender.send(act(fabric, now));
         }));
-        if self.send(message).await { receiver.await.map_err(|_| Stopped) } else { Err(Stopped) }
+        if self.send(message).await {
+            receiver.await.map_err(|_| Stopped)
+        } else {
+            Err(Stopped)
+        }
     }
 
     /// Tells the machine something. Returns whether the loop still runs.
@@ -142,7 +146,10 @@ impl Handle {
     /// When the system does not list its interfaces.
     pub fn reachable(&self) -> std::io::Result<Vec<Address>> {
         let sockets = self.0.endpoint.reachable_addresses()?;
-        Ok(sockets.into_iter().map(|socket| PeerAddress::new(socket).to_address()).collect())
+        Ok(sockets
+            .into_iter()
+            .map(|socket| PeerAddress::new(socket).to_address())
+            .collect())
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
@@ -164,7 +171,11 @@ impl Handle {
     pub(super) fn forget(&self, connection: &Connection) {
         let mut connections = self.connections();
         let peer = connection.peer();
-        if connections.prompt.get(&peer).is_some_and(|c| c.id() == connection.id()) {
+        if connections
+            .prompt
+            .get(&peer)
+            .is_some_and(|c| c.id() == connection.id())
+        {
             connections.prompt.remove(&peer);
         }
     }
@@ -197,14 +208,21 @@ impl Handle {
         let (open, prompt) = {
             let mut connections = self.connections();
             connections.bulk.retain(|_, c| c.close_cause().is_none());
-            (connections.bulk.get(&peer).cloned(), connections.prompt.get(&peer).cloned())
+            (
+                connections.bulk.get(&peer).cloned(),
+                connections.prompt.get(&peer).cloned(),
+            )
         };
         if let Some(open) = open {
             return Ok(open);
         }
         // One port for everything: where the prompt connection leads, the bulk connection leads too.
         let prompt = prompt.ok_or(BulkError::NotConnected)?;
-        let connection = self.0.endpoint.dial(peer, prompt.remote_address(), Purpose::Bulk).await?;
+        let connection = self
+            .0
+            .endpoint
+            .dial(peer, prompt.remote_address(), Purpose::Bulk)
+            .await?;
         self.connections().bulk.insert(peer, connection.clone());
         Ok(connection)
     }

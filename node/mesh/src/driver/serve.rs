@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyperfabric_protocol::fabric::{Input, Misbehaved};
 use tokio::sync::mpsc;
 
-use super::{Handle, Message, machine_reason};
+use super::{Handle, Message};
 use crate::connection::{CloseCause, CloseReason, Connection, Side};
 use crate::discovery::Attacher;
 use crate::streams::control::{Control, ControlError, ControlReceiver};
@@ -30,7 +30,9 @@ pub(super) async fn run(connection: Connection, handle: Handle, libp2p: Option<A
         }
     }
     let reason = match connection.closed().await {
-        CloseCause::ClosedByPeer { reason: Some(reason), .. } => Some(machine_reason(reason)),
+        CloseCause::ClosedByPeer {
+            reason: Some(reason), ..
+        } => Some(reason),
         CloseCause::Refused(refusal) => {
             tracing::info!(peer = %connection.peer(), "refused by the peer: this peer {refusal}");
             None
@@ -41,7 +43,9 @@ pub(super) async fn run(connection: Connection, handle: Handle, libp2p: Option<A
         | CloseCause::Local(_)
         | CloseCause::Transport { .. } => None,
     };
-    handle.send(Message::Input(Input::Disconnected { conn, reason })).await;
+    handle
+        .send(Message::Input(Input::Disconnected { conn, reason }))
+        .await;
 }
 
 /// Opens or accepts the control stream.
@@ -56,7 +60,9 @@ async fn open(
         };
         return (control, None);
     }
-    let Some(mut streams) = connection.prompt_streams() else { return (Err(StreamError::ConnectionLost), None) };
+    let Some(mut streams) = connection.prompt_streams() else {
+        return (Err(StreamError::ConnectionLost), None);
+    };
     if let Some(libp2p) = libp2p {
         libp2p.attach(connection.clone(), streams.libp2p).await;
     }
@@ -89,7 +95,7 @@ async fn read(
                     }
                 }
                 Ok(None) => {
-                    connection.close(CloseReason::Normal);
+                    connection.close(CloseReason::Idle);
                     return;
                 }
                 Err(ControlError::Oversized { .. }) => {
