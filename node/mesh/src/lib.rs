@@ -15,6 +15,8 @@ pub mod discovery;
 pub mod driver;
 pub mod endpoint;
 pub mod gate;
+pub mod state;
+pub mod store;
 pub mod streams;
 pub mod tls;
 pub mod wire;
