@@ -71,12 +71,7 @@ impl DiskStorage {
     fn folder(&self, path: &RelPath) -> io::Result<OwnedFd> {
         let mut folder = fs::openat(&self.root, ".", FOLDER_FLAGS, Mode::empty())?;
         for name in path.names() {
-            folder = fs::openat(
-                &folder,
-                OsStr::from_bytes(name),
-                FOLDER_FLAGS,
-                Mode::empty(),
-            )?;
+            folder = fs::openat(&folder, OsStr::from_bytes(name), FOLDER_FLAGS, Mode::empty())?;
         }
         Ok(folder)
     }

@@ -251,9 +251,7 @@ impl Storage for LossyStorage {
     }
 
     fn sync_folder(&self, folder: &RelPath) -> io::Result<()> {
-        self.change(Operation::SyncFolder)?
-            .world
-            .sync_folder(folder);
+        self.change(Operation::SyncFolder)?.world.sync_folder(folder);
         Ok(())
     }
 
@@ -290,8 +288,7 @@ fn metadata_of(world: &World, node: Node) -> io::Result<Metadata> {
 
 impl StorageFile for LossyFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.storage
-            .write(Operation::Write, self.inode, offset, data)
+        self.storage.write(Operation::Write, self.inode, offset, data)
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -338,10 +335,7 @@ impl redb::StorageBackend for LossyJournal {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
-        self.storage
-            .change(Operation::Journal)?
-            .world
-            .sync(JOURNAL_INODE)
+        self.storage.change(Operation::Journal)?.world.sync(JOURNAL_INODE)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {

@@ -115,9 +115,7 @@ impl RelPath {
 
     /// Its names, outermost first.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.0
-            .split(|&byte| byte == b'/')
-            .filter(|name| !name.is_empty())
+        self.0.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
     }
 
     /// Whether it is the root.
@@ -130,9 +128,7 @@ impl RelPath {
         if folder.is_root() {
             return !self.is_root();
         }
-        self.0.len() > folder.0.len()
-            && self.0.starts_with(&folder.0)
-            && self.0[folder.0.len()] == b'/'
+        self.0.len() > folder.0.len() && self.0.starts_with(&folder.0) && self.0[folder.0.len()] == b'/'
     }
 
     /// Its bytes, names separated by `/`.

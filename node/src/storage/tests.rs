@@ -33,10 +33,7 @@ fn bytes_are_read_back_where_they_were_written() {
             .read_at(0, &mut out)
             .unwrap();
         assert_eq!(&out, b"\0\0\0\0\0hello");
-        assert_eq!(
-            kind(file.read_at(6, &mut out)),
-            Some(ErrorKind::UnexpectedEof)
-        );
+        assert_eq!(kind(file.read_at(6, &mut out)), Some(ErrorKind::UnexpectedEof));
         assert_eq!(storage.bytes_below(&path("a")).unwrap(), 10);
         assert_eq!(storage.bytes_below(&path("missing")).unwrap(), 0);
     });
@@ -149,7 +146,7 @@ fn what_was_synced_survives_every_crash() {
         storage.ensure_folder(&path("partial")).unwrap();
         storage.ensure_folder(&path("inbox")).unwrap();
         let file = storage.open(&path("partial/f"), Access::CreateNew).unwrap();
-        file.write_at(0, &[7; 20_000]).unwrap();
+        file.write_at(0, &vec![7; 20_000]).unwrap();
         file.sync_data().unwrap();
         storage
             .rename_no_replace(&path("partial/f"), &path("inbox/f"))
@@ -163,11 +160,7 @@ fn what_was_synced_survives_every_crash() {
             .read_at(0, &mut out)
             .unwrap();
         assert_eq!(out, vec![7; 20_000], "seed {seed}");
-        assert_eq!(
-            found.metadata(&path("partial/f")).unwrap(),
-            None,
-            "seed {seed}"
-        );
+        assert_eq!(found.metadata(&path("partial/f")).unwrap(), None, "seed {seed}");
     }
 }
 
@@ -176,7 +169,7 @@ fn what_was_not_synced_is_lost_by_some_crashes_and_kept_by_others() {
     let storage = LossyStorage::new();
     storage.ensure_folder(&path("d")).unwrap();
     let file = storage.open(&path("d/f"), Access::CreateNew).unwrap();
-    file.write_at(0, &[7; 20_000]).unwrap();
+    file.write_at(0, &vec![7; 20_000]).unwrap();
     storage.rename_no_replace(&path("d/f"), &path("g")).unwrap();
     let mut found = [false; 4];
     for seed in 0..200 {
@@ -195,17 +188,11 @@ fn a_storage_fails_when_told_to() {
     let storage = LossyStorage::new();
     storage.fail(Operation::Write, ErrorKind::ReadOnlyFilesystem);
     let file = storage.open(&path("f"), Access::CreateNew).unwrap();
-    assert_eq!(
-        kind(file.write_at(0, b"x")),
-        Some(ErrorKind::ReadOnlyFilesystem)
-    );
+    assert_eq!(kind(file.write_at(0, b"x")), Some(ErrorKind::ReadOnlyFilesystem));
     storage.heal();
     storage.set_capacity(Some(10));
     file.write_at(0, &[0; 10]).unwrap();
-    assert_eq!(
-        kind(file.write_at(1, &[0; 10])),
-        Some(ErrorKind::StorageFull)
-    );
+    assert_eq!(kind(file.write_at(1, &[0; 10])), Some(ErrorKind::StorageFull));
     assert_eq!(storage.free_bytes().unwrap(), 0);
     storage.crash_at(storage.operations() + 1);
     assert!(file.write_at(0, b"x").is_err());

@@ -135,11 +135,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails; the old claims are then still there.
-    pub fn replace_claims(
-        &self,
-        transfer: TransferId,
-        runs: &[ClaimRun],
-    ) -> Result<(), StoreError> {
+    pub fn replace_claims(&self, transfer: TransferId, runs: &[ClaimRun]) -> Result<(), StoreError> {
         self.write(|tables| {
             remove_claims(tables, transfer)?;
             add_claims(tables, transfer, runs)
@@ -273,9 +269,7 @@ fn encode(record: &IncomingRecord) -> Vec<u8> {
     let (state, root, place, at) = match &record.state {
         IncomingState::Receiving => (RECEIVING, &[0; VALUE_BYTES], &RelPath::ROOT, UnixMillis(0)),
         IncomingState::Sealing(sealing) => (SEALING, &sealing.root, &sealing.place, UnixMillis(0)),
-        IncomingState::Delivered(delivered) => {
-            (DELIVERED, &delivered.root, &delivered.place, delivered.at)
-        }
+        IncomingState::Delivered(delivered) => (DELIVERED, &delivered.root, &delivered.place, delivered.at),
     };
     e.u64(state);
     e.bytes(root);

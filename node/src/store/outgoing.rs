@@ -83,9 +83,7 @@ impl Store {
             let mut outgoing = tables.open_table(OUTGOING)?;
             let key = record.transfer.0.as_slice();
             let had_ended = match outgoing.get(key)? {
-                Some(bytes) => {
-                    decode(record.transfer, bytes.value())?.state != OutgoingState::Active
-                }
+                Some(bytes) => decode(record.transfer, bytes.value())?.state != OutgoingState::Active,
                 None => false,
             };
             outgoing.insert(key, encode(record).as_slice())?;

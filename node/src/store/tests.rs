@@ -90,11 +90,8 @@ fn records_survive_closing_and_opening() {
 fn tables_list_in_order_and_forget_what_is_deleted() {
     let store = Store::in_memory().unwrap();
     assert_eq!(store.list(Table::AddressBook).unwrap(), Vec::new());
-    let records = [
-        (b"b".to_vec(), b"2".to_vec()),
-        (b"a".to_vec(), b"1".to_vec()),
-    ];
-    store.put_all(Table::AddressBook, &records).unwrap();
+    let rows = [(b"b", b"2"), (b"a", b"1")].map(|(key, value)| (key.to_vec(), value.to_vec()));
+    store.put_all(Table::AddressBook, &rows).unwrap();
     store.delete(Table::AddressBook, b"missing").unwrap();
     let keys: Vec<_> = store
         .list(Table::AddressBook)
@@ -115,9 +112,7 @@ fn claims_are_walked_in_order_and_kept_apart() {
         first,
         values: values.iter().map(|&value| [value; 32]).collect(),
     };
-    store
-        .claim(one, &[run(300, &[30]), run(2, &[12, 13])])
-        .unwrap();
+    store.claim(one, &[run(300, &[30]), run(2, &[12, 13])]).unwrap();
     store.claim(one, &[run(0, &[10, 11])]).unwrap();
     store.claim(other, &[run(0, &[99])]).unwrap();
     assert_eq!(
@@ -146,15 +141,10 @@ fn delivered_transfers_are_remembered_up_to_a_bound() {
     };
     let numbers = 0..u128::from(DELIVERED_MAX) + 3;
     for number in numbers.clone() {
-        store
-            .mark_delivered(&incoming(number, delivered()))
-            .unwrap();
+        store.mark_delivered(&incoming(number, delivered())).unwrap();
     }
     assert_eq!(store.incoming_all().unwrap().len() as u64, DELIVERED_MAX);
-    assert_eq!(
-        store.incoming(TransferId(2u128.to_be_bytes())).unwrap(),
-        None
-    );
+    assert_eq!(store.incoming(TransferId(2u128.to_be_bytes())).unwrap(), None);
     let last = incoming(numbers.end - 1, delivered());
     assert_eq!(store.incoming(last.transfer).unwrap(), Some(last));
 }
@@ -270,11 +260,10 @@ fn a_truncated_or_overwritten_store_is_moved_aside_or_read_right() {
         let path = folder.path().join("state.redb");
         {
             let store = Store::open(&path, 0).unwrap().store;
-            for number in 0..200u32 {
-                store
-                    .put(Table::Settings, &number.to_be_bytes(), &[1; 500])
-                    .unwrap();
-            }
+            let rows: Vec<_> = (0..200u32)
+                .map(|number| (number.to_be_bytes().to_vec(), vec![1; 500]))
+                .collect();
+            store.put_all(Table::Settings, &rows).unwrap();
         }
         let len = std::fs::metadata(&path).unwrap().len();
         let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();

@@ -73,9 +73,7 @@ impl Layout {
 
     /// How long a chunk is; 0 beyond the end.
     pub fn chunk_len(&self, index: u64) -> usize {
-        let left = self
-            .len
-            .saturating_sub(index.saturating_mul(self.chunk_bytes));
+        let left = self.len.saturating_sub(index.saturating_mul(self.chunk_bytes));
         usize::try_from(left.min(self.chunk_bytes)).unwrap_or(usize::MAX)
     }
 
@@ -179,11 +177,7 @@ mod tests {
             check(&data[..len], Layout::new(len as u64));
         }
         for chunks in [2usize, 3, 4, 5, 7, 8, 9] {
-            for len in [
-                chunks * mib - 1,
-                chunks * mib,
-                (chunks * mib + 1).min(data.len()),
-            ] {
+            for len in [chunks * mib - 1, chunks * mib, (chunks * mib + 1).min(data.len())] {
                 check(&data[..len], Layout::new(len as u64));
             }
         }

@@ -136,9 +136,8 @@ pub fn check_name(name: &str) -> Result<(), NameFault> {
 pub fn sender_folder_name(sender: &NodeId) -> String {
     let mut name = String::new();
     for (at, byte) in sender.to_string().bytes().enumerate() {
-        let plain = byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'_' | b'@')
-            || (byte == b'.' && at > 0);
+        let plain =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'@') || (byte == b'.' && at > 0);
         if plain {
             name.push(char::from(byte));
         } else {
@@ -272,13 +271,7 @@ impl Reservations {
     }
 
     /// Holds room without asking: for a transfer that was promised it before a restart.
-    pub(super) fn hold(
-        &mut self,
-        transfer: TransferId,
-        peer: [u8; 32],
-        offer: &Offer,
-        to_take: u64,
-    ) {
+    pub(super) fn hold(&mut self, transfer: TransferId, peer: [u8; 32], offer: &Offer, to_take: u64) {
         let reservation = Reservation {
             peer,
             size: offer.size,
@@ -351,14 +344,8 @@ mod tests {
             names("a.bin", PayloadKind::File),
             ["a.bin", "a (2).bin", "a (3).bin"]
         );
-        assert_eq!(
-            names(".rc", PayloadKind::File),
-            [".rc", ".rc (2)", ".rc (3)"]
-        );
-        assert_eq!(
-            names("v1.2", PayloadKind::Tree),
-            ["v1.2", "v1.2 (2)", "v1.2 (3)"]
-        );
+        assert_eq!(names(".rc", PayloadKind::File), [".rc", ".rc (2)", ".rc (3)"]);
+        assert_eq!(names("v1.2", PayloadKind::Tree), ["v1.2", "v1.2 (2)", "v1.2 (3)"]);
     }
 
     proptest! {

@@ -153,9 +153,7 @@ impl ReceiveError {
             Self::Cancelled => Fault::Cancelled,
             Self::Refused(refusal) => refusal.fault(),
             Self::TooLarge => Fault::NoSpace,
-            Self::Violation(Violation::ChunkDigestMismatch(_)) | Self::RootMismatch => {
-                Fault::DigestMismatch
-            }
+            Self::Violation(Violation::ChunkDigestMismatch(_)) | Self::RootMismatch => Fault::DigestMismatch,
             Self::Violation(_) => Fault::Violation,
             Self::Manifest(_) => Fault::BadManifest,
             Self::NoFreeName => Fault::BadName,
@@ -169,9 +167,7 @@ impl ReceiveError {
 fn storage_fault(kind: io::ErrorKind) -> Fault {
     match kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Fault::NoSpace,
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            Fault::InboxUnwritable
-        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => Fault::InboxUnwritable,
         _ => Fault::Storage,
     }
 }
@@ -226,9 +222,7 @@ impl std::fmt::Debug for Receiver {
 
 impl Shared {
     fn reservations(&self) -> MutexGuard<'_, Reservations> {
-        self.reservations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<TransferId, Arc<Incoming>>> {
@@ -236,9 +230,7 @@ impl Shared {
     }
 
     fn preparing(&self) -> MutexGuard<'_, HashSet<TransferId>> {
-        self.preparing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.preparing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn policy(&self) -> InboxPolicy {
@@ -249,11 +241,7 @@ impl Shared {
 impl Receiver {
     /// Changes what is taken from now on.
     pub fn set_policy(&self, policy: InboxPolicy) {
-        *self
-            .shared
-            .policy
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = policy;
+        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Chunks of an open transfer that are durable; `None` when it is not open.
@@ -395,8 +383,7 @@ impl Attempt<'_> {
                 let taken = piece.len().min(CHUNK_HEADER_BYTES - *filled);
                 piece.copy_to_slice(&mut bytes[*filled..*filled + taken]);
                 *filled += taken;
-                (*filled == CHUNK_HEADER_BYTES)
-                    .then(|| Whole::Header(ChunkHeader::from_bytes(bytes)))
+                (*filled == CHUNK_HEADER_BYTES).then(|| Whole::Header(ChunkHeader::from_bytes(bytes)))
             }
             Gather::Chunk { header, buffer } => {
                 let len = header.len as usize;

@@ -116,11 +116,7 @@ impl Outgoing {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_layout(
-        transfer: TransferId,
-        source: Source,
-        layout: Layout,
-    ) -> Result<Self, SendError> {
+    pub fn with_layout(transfer: TransferId, source: Source, layout: Layout) -> Result<Self, SendError> {
         if layout.chunks() > CHUNKS_MAX {
             return Err(SendError::TooLarge);
         }
@@ -246,10 +242,8 @@ impl Sender {
         if have.ranges().last().is_some_and(|last| last.end > chunks) {
             return Err(SendError::FalseClaim);
         }
-        self.on_worker(outgoing, |outgoing| {
-            Ok(outgoing.source.check_unchanged()?)
-        })
-        .await?;
+        self.on_worker(outgoing, |outgoing| Ok(outgoing.source.check_unchanged()?))
+            .await?;
         let header = StreamHeader {
             transfer: outgoing.transfer,
             attempt,
@@ -323,11 +317,7 @@ impl Sender {
         slot.run(move || outgoing.read_chunk(index, buffer))
     }
 
-    async fn rehash(
-        &self,
-        outgoing: &Arc<Outgoing>,
-        unknown: Vec<Range<u64>>,
-    ) -> Result<(), SendError> {
+    async fn rehash(&self, outgoing: &Arc<Outgoing>, unknown: Vec<Range<u64>>) -> Result<(), SendError> {
         for range in unknown {
             let mut start = range.start;
             while start < range.end {

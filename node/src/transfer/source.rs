@@ -58,9 +58,7 @@ impl SourceFault {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Changed(_) => Fault::SourceChanged,
-            Self::NotAFile | Self::Unreadable { .. } | Self::TooMuch { .. } => {
-                Fault::SourceUnreadable
-            }
+            Self::NotAFile | Self::Unreadable { .. } | Self::TooMuch { .. } => Fault::SourceUnreadable,
         }
     }
 
@@ -119,8 +117,7 @@ impl FileSource {
     /// # Errors
     /// [`SourceFault::NotAFile`] for anything but a regular file.
     pub fn new(file: OwnedFd) -> Result<Self, SourceFault> {
-        let stat =
-            fstat(&file).map_err(|error| SourceFault::unreadable(&RelPath::ROOT, error.into()))?;
+        let stat = fstat(&file).map_err(|error| SourceFault::unreadable(&RelPath::ROOT, error.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(SourceFault::NotAFile);
         }
@@ -154,11 +151,7 @@ pub(super) fn read_unchanged(
     check_identity(file, expected, path)
 }
 
-pub(super) fn check_identity(
-    file: &File,
-    expected: FileIdentity,
-    path: &RelPath,
-) -> Result<(), SourceFault> {
+pub(super) fn check_identity(file: &File, expected: FileIdentity, path: &RelPath) -> Result<(), SourceFault> {
     let stat = fstat(file).map_err(|error| SourceFault::unreadable(path, error.into()))?;
     if FileIdentity::of(&stat) == expected {
         Ok(())

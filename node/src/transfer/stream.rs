@@ -29,10 +29,7 @@ pub struct StreamLost(#[source] pub io::Error);
 /// Where a sender writes.
 pub trait ChunkSink: Send {
     /// Writes all pieces, in order, taking them; waits while the stream has no room.
-    fn write_all(
-        &mut self,
-        pieces: &mut [Bytes],
-    ) -> impl Future<Output = Result<(), StreamLost>> + Send;
+    fn write_all(&mut self, pieces: &mut [Bytes]) -> impl Future<Output = Result<(), StreamLost>> + Send;
 
     /// Says that nothing more follows.
     fn finish(&mut self) -> impl Future<Output = Result<(), StreamLost>> + Send;
@@ -43,10 +40,7 @@ pub trait ChunkStream: Send {
     /// Waits for bytes, puts the pieces that are there into `batch` in order, and says how many; 0 is the end.
     ///
     /// Must be cancel safe: no bytes are lost when the future is dropped.
-    fn read_batch(
-        &mut self,
-        batch: &mut [Bytes],
-    ) -> impl Future<Output = Result<usize, StreamLost>> + Send;
+    fn read_batch(&mut self, batch: &mut [Bytes]) -> impl Future<Output = Result<usize, StreamLost>> + Send;
 }
 
 /// What a stream of chunks begins with.

@@ -233,10 +233,7 @@ impl Sending {
         Self {
             outgoing: Arc::new(outgoing),
             offer,
-            sender: Sender::new(
-                workers(),
-                BufferPool::new(usize::try_from(chunk_bytes).unwrap()),
-            ),
+            sender: Sender::new(workers(), BufferPool::new(usize::try_from(chunk_bytes).unwrap())),
             attempts: 0,
         }
     }
@@ -256,10 +253,7 @@ impl Sending {
         let have = match prepared {
             Ok(Prepared::Ready { have }) => have,
             Ok(Prepared::AlreadyDelivered { place, .. }) => {
-                return Outcome::Delivered {
-                    place,
-                    already: true,
-                };
+                return Outcome::Delivered { place, already: true };
             }
             Err(error) => return Outcome::ReceiveFailed(error),
         };
@@ -383,11 +377,7 @@ async fn a_cut_transfer_goes_on_where_it_was_wherever_it_was_cut() {
         assert_eq!(node.read(&place).unwrap(), content);
         // Whole chunks that had arrived were claimed, and are not sent again.
         let arrived = cut_after.saturating_sub(20) / (4_096 + 44);
-        assert_eq!(
-            have.unwrap_or_default().count(),
-            arrived as u64,
-            "cut {cut}"
-        );
+        assert_eq!(have.unwrap_or_default().count(), arrived as u64, "cut {cut}");
         let again = sending.outgoing.sent_bytes() - before;
         assert_eq!(again, (content.len() - arrived * 4_096) as u64, "cut {cut}");
         assert_eq!(node.durable.lock().unwrap().count(), 41);
@@ -401,10 +391,7 @@ async fn a_sender_that_has_forgotten_the_values_reads_them_again() {
     let content = random_bytes(30 * 4_096, 3);
     let source = || Source::Memory(content.clone().into());
     let mut first = Sending::new("f", 1, source(), 4_096);
-    assert!(matches!(
-        first.attempt(&node, Some(60_000)).await,
-        Outcome::Lost
-    ));
+    assert!(matches!(first.attempt(&node, Some(60_000)).await, Outcome::Lost));
     let mut second = Sending::new("f", 1, source(), 4_096);
     second.attempts = first.attempts;
     let place = second.deliver(&node).await;
@@ -429,18 +416,13 @@ async fn a_restarted_receiver_checks_what_it_claims_and_keeps_it() {
     let before = sending.outgoing.sent_bytes();
     // One claimed chunk is damaged behind our back: it alone is sent again.
     let partial = path(&format!("partial/{}", sending.transfer()));
-    let file = storage
-        .open(&partial, crate::storage::Access::Write)
-        .unwrap();
+    let file = storage.open(&partial, crate::storage::Access::Write).unwrap();
     file.write_at(3 * 4_096, b"damage").unwrap();
     let node = Node::lossy(&storage, tuning);
     let place = sending.deliver(&node).await;
     assert_eq!(node.read(&place).unwrap(), content);
     let arrived = (60_000 - 20) / (4_096 + 44);
-    assert_eq!(
-        sending.outgoing.sent_bytes() - before,
-        (30 - arrived + 1) * 4_096
-    );
+    assert_eq!(sending.outgoing.sent_bytes() - before, (30 - arrived + 1) * 4_096);
 }
 
 #[tokio::test]
@@ -451,9 +433,7 @@ async fn a_taken_name_is_never_overwritten() {
     for number in 1..=3u8 {
         let content = random_bytes(5_000, u64::from(number));
         let source = Source::Memory(content.clone().into());
-        let place = Sending::new("a.bin", number, source, 4_096)
-            .deliver(&node)
-            .await;
+        let place = Sending::new("a.bin", number, source, 4_096).deliver(&node).await;
         places.push((place, content));
     }
     for ((place, content), name) in places.iter().zip(["a.bin", "a (2).bin", "a (3).bin"]) {

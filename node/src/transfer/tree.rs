@@ -23,16 +23,13 @@ pub mod unpack;
 mod tests;
 
 pub use manifest::{
-    ENTRIES_MAX, MANIFEST_BYTES_MAX, ManifestFault, ManifestReader, ManifestWriter, TreeEntry,
-    TreeEntryKind,
+    ENTRIES_MAX, MANIFEST_BYTES_MAX, ManifestFault, ManifestReader, ManifestWriter, TreeEntry, TreeEntryKind,
 };
 
 /// Names listed of what is not sent; beyond it they are only counted.
 pub const SKIPPED_LISTED_MAX: usize = 1_000;
 
-const OPEN_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const OPEN_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A folder, walked once, whose files are read as parts of one payload.
 #[derive(Debug)]
@@ -72,8 +69,7 @@ impl TreeSource {
     /// # Errors
     /// When something in it cannot be read, or there is too much of it.
     pub fn walk(root: OwnedFd) -> Result<Self, SourceFault> {
-        let at_root =
-            |error: rustix::io::Errno| SourceFault::unreadable(&RelPath::ROOT, error.into());
+        let at_root = |error: rustix::io::Errno| SourceFault::unreadable(&RelPath::ROOT, error.into());
         let stat = fstat(&root).map_err(at_root)?;
         let mut walk = Walk {
             writer: ManifestWriter::new(),
@@ -82,8 +78,7 @@ impl TreeSource {
             skipped: Skipped::default(),
             identities: blake3::Hasher::new(),
         };
-        let top =
-            openat(&root, ".", OPEN_FLAGS | OFlags::DIRECTORY, Mode::empty()).map_err(at_root)?;
+        let top = openat(&root, ".", OPEN_FLAGS | OFlags::DIRECTORY, Mode::empty()).map_err(at_root)?;
         walk.folder(&top, &RelPath::ROOT)?;
         let manifest = walk.writer.finish();
         walk.identities.update(&manifest);
@@ -168,10 +163,7 @@ impl TreeSource {
     }
 
     fn open(&self, index: usize) -> Result<Arc<File>, SourceFault> {
-        let mut last = self
-            .last_open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((open, file)) = last.as_ref()
             && *open == index
         {
@@ -196,12 +188,7 @@ fn open_below(root: &OwnedFd, path: &RelPath) -> io::Result<File> {
         let name = OsStr::from_bytes(name);
         let at = folder.as_ref().unwrap_or(root);
         if names.peek().is_some() {
-            folder = Some(openat(
-                at,
-                name,
-                OPEN_FLAGS | OFlags::DIRECTORY,
-                Mode::empty(),
-            )?);
+            folder = Some(openat(at, name, OPEN_FLAGS | OFlags::DIRECTORY, Mode::empty())?);
         } else {
             let file = openat(at, name, OPEN_FLAGS | OFlags::NONBLOCK, Mode::empty())?;
             return Ok(File::from(file));

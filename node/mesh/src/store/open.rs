@@ -149,9 +149,7 @@ pub(super) fn check_schema(database: &Database) -> Result<(), StoreError> {
     if !any {
         drop(tables);
         let transaction = database.begin_write()?;
-        transaction
-            .open_table(META)?
-            .insert(SCHEMA_KEY, SCHEMA_VERSION)?;
+        transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA_VERSION)?;
         transaction.commit()?;
         return Ok(());
     }

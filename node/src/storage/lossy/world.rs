@@ -340,7 +340,8 @@ impl NameChange {
     fn touches(&self, folder: &RelPath) -> bool {
         match self {
             Self::Add { path, .. } | Self::Remove { path } => path.parent() == *folder,
-            Self::Rename { from, to } => from.parent() == *folder || to.parent() == *folder,
+            // Only the new folder's sync is sure to cover a rename (rename(2), fsync(2)).
+            Self::Rename { to, .. } => to.parent() == *folder,
         }
     }
 }

@@ -141,11 +141,7 @@ impl Receiver {
                     place: delivered.place,
                 });
             }
-            Found::Open {
-                record,
-                file,
-                claims,
-            } => (*record, file, claims),
+            Found::Open { record, file, claims } => (*record, file, claims),
         };
         let layout = self.shared.tuning.layout(record.offer.size);
         let have = self.check_claims(transfer, &file, layout, claims).await?;
@@ -154,10 +150,7 @@ impl Receiver {
             (partial_path(transfer), file),
             layout,
             have.clone(),
-            (
-                self.shared.store.clone(),
-                Arc::clone(&self.shared.on_durable),
-            ),
+            (self.shared.store.clone(), Arc::clone(&self.shared.on_durable)),
         );
         incoming.set_attempt(Some(attempt));
         self.shared.open().insert(transfer, Arc::new(incoming));
@@ -206,9 +199,7 @@ impl Receiver {
         let mut good: Vec<(u64, ChunkValue)> = stream::iter(batches)
             .map(|batch| {
                 let file = Arc::clone(file);
-                self.shared
-                    .workers
-                    .run(move || check_batch(&file, layout, batch))
+                self.shared.workers.run(move || check_batch(&file, layout, batch))
             })
             .buffered(CHECK_JOBS)
             .try_concat()
@@ -271,8 +262,7 @@ fn check_batch(
     batch.retain(|(index, value)| {
         buffer.resize(layout.chunk_len(*index), 0);
         // A chunk that cannot be read is one that is sent again; if the disk is dying, writing it will say so.
-        file.read_at(layout.offset(*index), &mut buffer).is_ok()
-            && layout.value(*index, &buffer) == *value
+        file.read_at(layout.offset(*index), &mut buffer).is_ok() && layout.value(*index, &buffer) == *value
     });
     batch
 }
@@ -295,9 +285,7 @@ impl Shared {
         now: UnixMillis,
     ) -> Result<Found, ReceiveError> {
         match self.store.incoming(transfer)? {
-            Some(record) if record.peer != peer || record.offer != offer => {
-                Err(Violation::IdInUse.into())
-            }
+            Some(record) if record.peer != peer || record.offer != offer => Err(Violation::IdInUse.into()),
             Some(record) => self.resume(record, now),
             None => self.begin(transfer, peer, offer, now),
         }
@@ -341,12 +329,7 @@ impl Shared {
         }
     }
 
-    fn reserve(
-        &self,
-        transfer: TransferId,
-        peer: PeerId,
-        offer: &Offer,
-    ) -> Result<(), ReceiveError> {
+    fn reserve(&self, transfer: TransferId, peer: PeerId, offer: &Offer) -> Result<(), ReceiveError> {
         let policy = self.policy();
         // The user may have cleared the inbox since it was counted last: count again before saying no.
         if self.reservations().check_quota(offer, policy).is_err() {
@@ -360,10 +343,7 @@ impl Shared {
         Ok(self.reservations().reserve(transfer, peer.0, offer, room)?)
     }
 
-    fn create_partial(
-        &self,
-        record: &IncomingRecord,
-    ) -> Result<Arc<dyn StorageFile>, ReceiveError> {
+    fn create_partial(&self, record: &IncomingRecord) -> Result<Arc<dyn StorageFile>, ReceiveError> {
         // Found out now, not after the last byte.
         let folder = inbox::sender_folder(&record.offer.source);
         self.storage.ensure_folder(&folder)?;
@@ -462,12 +442,7 @@ impl Shared {
         self.finish_delivery(record, sealing, now).map(Some)
     }
 
-    fn has_root(
-        &self,
-        place: &RelPath,
-        record: &IncomingRecord,
-        root: Root,
-    ) -> Result<bool, ReceiveError> {
+    fn has_root(&self, place: &RelPath, record: &IncomingRecord, root: Root) -> Result<bool, ReceiveError> {
         let file = self.storage.open(place, Access::Read)?;
         if file.size()? != record.offer.size {
             return Ok(false);

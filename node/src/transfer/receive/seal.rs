@@ -88,12 +88,7 @@ impl Shared {
         Ok(self.store.remove_incoming(transfer)?)
     }
 
-    fn seal(
-        &self,
-        incoming: &Incoming,
-        root: Root,
-        now: UnixMillis,
-    ) -> Result<Sealed, ReceiveError> {
+    fn seal(&self, incoming: &Incoming, root: Root, now: UnixMillis) -> Result<Sealed, ReceiveError> {
         self.check_root(incoming, root)?;
         let transfer = incoming.transfer;
         let attributes = attributes(&incoming.offer);
@@ -107,10 +102,7 @@ impl Shared {
         };
         let folder = sender_folder(&incoming.offer.source);
         self.storage.ensure_folder(&folder)?;
-        let mut record = self
-            .store
-            .incoming(transfer)?
-            .ok_or(ReceiveError::Cancelled)?;
+        let mut record = self.store.incoming(transfer)?.ok_or(ReceiveError::Cancelled)?;
         for name in candidate_names(&incoming.offer.name, incoming.offer.kind) {
             let place = folder
                 .join(name.as_bytes())
@@ -144,14 +136,13 @@ impl Shared {
             return Err(Violation::Incomplete(missing).into());
         }
         let mut merger = Merger::new(layout);
-        self.store
-            .for_each_claim(incoming.transfer, |index, value| {
-                if merger.next_index() != index {
-                    return ControlFlow::Break(());
-                }
-                merger.push(value);
-                ControlFlow::Continue(())
-            })?;
+        self.store.for_each_claim(incoming.transfer, |index, value| {
+            if merger.next_index() != index {
+                return ControlFlow::Break(());
+            }
+            merger.push(value);
+            ControlFlow::Continue(())
+        })?;
         if merger.finish() == Some(root) {
             Ok(())
         } else {
@@ -159,11 +150,7 @@ impl Shared {
         }
     }
 
-    fn stage_tree(
-        &self,
-        incoming: &Incoming,
-        attributes: Attributes,
-    ) -> Result<RelPath, ReceiveError> {
+    fn stage_tree(&self, incoming: &Incoming, attributes: Attributes) -> Result<RelPath, ReceiveError> {
         let staging = staging_path(incoming.transfer);
         self.storage.remove(&staging)?;
         let needed = incoming.offer.size;

@@ -229,11 +229,7 @@ impl Write {
             Err(Violation::ChunkDigestMismatch(index).into())
         };
         match result {
-            Ok(()) => self
-                .incoming
-                .state()
-                .written
-                .push((index, self.header.value)),
+            Ok(()) => self.incoming.state().written.push((index, self.header.value)),
             Err(error) => self.incoming.fail(error),
         }
         self.done = true;

@@ -49,10 +49,7 @@ fn check(storage: &LossyStorage, store: &Store, sending: &Sending, expected: &Ex
         .iter()
         .map(|(below, _)| RelPath::parse(&[place.as_bytes(), below].concat()).unwrap())
         .collect();
-    assert!(
-        visible.is_empty() || visible == whole,
-        "seed {seed}: {visible:?}"
-    );
+    assert!(visible.is_empty() || visible == whole, "seed {seed}: {visible:?}");
     for ((_, content), file) in expected.iter().zip(&visible) {
         let open = storage.open(file, crate::storage::Access::Read).unwrap();
         let mut bytes = vec![0; usize::try_from(open.size().unwrap()).unwrap()];
@@ -80,12 +77,7 @@ async fn one_run(seed: u64, mut sending: Sending, expected: &Expected) {
                 min_free_bytes: 0,
                 ..InboxPolicy::default()
             };
-            Node::start(
-                Arc::new(storage.clone()),
-                store,
-                small_tuning(CHUNK),
-                policy,
-            )
+            Node::start(Arc::new(storage.clone()), store, small_tuning(CHUNK), policy)
         });
         if let Ok(Ok(node)) = opened {
             let cut = (number(3) == 0).then(|| usize::try_from(number(40_000)).unwrap());
@@ -123,8 +115,7 @@ async fn one_run(seed: u64, mut sending: Sending, expected: &Expected) {
 #[tokio::test]
 async fn no_crash_makes_a_false_delivery_or_a_wrong_file() {
     for seed in 0..RUNS * 4 / 5 {
-        let len =
-            [0, 1, 1_023, 1_025, 8 * 1_024, 20 * 1_024 + 5][usize::try_from(seed % 6).unwrap()];
+        let len = [0, 1, 1_023, 1_025, 8 * 1_024, 20 * 1_024 + 5][usize::try_from(seed % 6).unwrap()];
         let content = random_bytes(len, seed);
         let source = Source::Memory(content.clone().into());
         let sending = Sending::new("thing", 1, source, CHUNK);

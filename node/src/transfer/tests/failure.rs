@@ -18,10 +18,7 @@ async fn fails_with(node: &Node, sending: &mut Sending) -> Fault {
         Outcome::ReceiveFailed(error) => error.fault().unwrap(),
         other => panic!("it did not fail: {other:?}"),
     };
-    node.receiver
-        .discard(sending.transfer(), PEER)
-        .await
-        .unwrap();
+    node.receiver.discard(sending.transfer(), PEER).await.unwrap();
     fault
 }
 
@@ -66,10 +63,7 @@ async fn a_disk_that_fails_in_any_step_is_a_typed_fault_and_leaves_nothing() {
         };
         assert_eq!(fault, expected, "{operation:?}");
         storage.heal();
-        node.receiver
-            .discard(sending.transfer(), PEER)
-            .await
-            .unwrap();
+        node.receiver.discard(sending.transfer(), PEER).await.unwrap();
         works(&node).await;
     }
 }
@@ -103,10 +97,7 @@ async fn offers_beyond_quota_or_space_are_refused_before_a_byte_is_sent() {
     assert_eq!(fails_with(&node, &mut large).await, Fault::QuotaExceeded);
     let mut fits = Sending::new("fits", 2, memory(30_000, 2), CHUNK);
     // An unfinished transfer holds its room, over a restart too.
-    assert!(matches!(
-        fits.attempt(&node, Some(9_000)).await,
-        Outcome::Lost
-    ));
+    assert!(matches!(fits.attempt(&node, Some(9_000)).await, Outcome::Lost));
     let mut second = Sending::new("second", 3, memory(30_000, 3), CHUNK);
     assert_eq!(fails_with(&node, &mut second).await, Fault::QuotaExceeded);
     drop(node);
@@ -146,10 +137,7 @@ async fn one_peer_cannot_take_all_places() {
             prepared.unwrap();
         } else {
             let error = prepared.unwrap_err();
-            assert!(
-                matches!(error, ReceiveError::Refused(Refusal::Busy)),
-                "{error:?}"
-            );
+            assert!(matches!(error, ReceiveError::Refused(Refusal::Busy)), "{error:?}");
             break;
         }
     }
@@ -168,11 +156,7 @@ async fn names_that_climb_out_are_refused_by_name() {
     let node = Node::lossy(&storage, small_tuning(CHUNK));
     for name in ["../up", "/etc/passwd", "..", "a/b", "bell\u{7}"] {
         let mut sending = Sending::new(name, 1, memory(10, 1), CHUNK);
-        assert_eq!(
-            fails_with(&node, &mut sending).await,
-            Fault::BadName,
-            "{name}"
-        );
+        assert_eq!(fails_with(&node, &mut sending).await, Fault::BadName, "{name}");
     }
     works(&node).await;
 }
@@ -206,10 +190,7 @@ async fn a_source_that_changes_or_shrinks_is_a_typed_fault() {
             change(&folder.path().join("f"));
             match sending.attempt(&node, Some(60_000)).await {
                 Outcome::SendFailed(error) => break error,
-                _ => assert!(
-                    std::time::Instant::now() < deadline,
-                    "the change went unnoticed"
-                ),
+                _ => assert!(std::time::Instant::now() < deadline, "the change went unnoticed"),
             }
         };
         assert!(
@@ -217,10 +198,7 @@ async fn a_source_that_changes_or_shrinks_is_a_typed_fault() {
             "{failed:?}"
         );
         assert_eq!(failed.fault(), Some(Fault::SourceChanged));
-        node.receiver
-            .discard(sending.transfer(), PEER)
-            .await
-            .unwrap();
+        node.receiver.discard(sending.transfer(), PEER).await.unwrap();
         works(&node).await;
     }
 }
@@ -253,10 +231,7 @@ async fn a_cancelled_transfer_leaves_nothing_and_gives_its_room_back() {
         sending.attempt(&node, Some(50_000)).await,
         Outcome::Lost
     ));
-    node.receiver
-        .discard(sending.transfer(), PEER)
-        .await
-        .unwrap();
+    node.receiver.discard(sending.transfer(), PEER).await.unwrap();
     assert_eq!(node.store.incoming(sending.transfer()).unwrap(), None);
     assert_eq!(node.receiver.durable(sending.transfer()), None);
     works(&node).await;

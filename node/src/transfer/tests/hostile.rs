@@ -56,9 +56,7 @@ impl Victim {
         let send = async {
             let header = StreamHeader { transfer, attempt }.to_bytes();
             // A receiver that refuses stops reading: that is no failure of this test.
-            let _ = sink
-                .write_all(&mut [header.to_vec().into(), bytes.into()])
-                .await;
+            let _ = sink.write_all(&mut [header.to_vec().into(), bytes.into()]).await;
             let _ = sink.finish().await;
         };
         let receive = async {
@@ -85,14 +83,8 @@ async fn a_false_digest_is_named_and_its_chunk_is_not_claimed() {
     let (header, mut data) = victim.chunk(3);
     data[100] ^= 1;
     let chunks = [victim.chunk(0), (header, data)];
-    victim
-        .violates(&chunks, Violation::ChunkDigestMismatch(3))
-        .await;
-    let durable = victim
-        .node
-        .receiver
-        .durable(victim.sending.transfer())
-        .unwrap();
+    victim.violates(&chunks, Violation::ChunkDigestMismatch(3)).await;
+    let durable = victim.node.receiver.durable(victim.sending.transfer()).unwrap();
     assert!(!durable.contains(3));
     let fault = ReceiveError::Violation(Violation::ChunkDigestMismatch(3)).fault();
     assert_eq!(fault, Some(Fault::DigestMismatch));
@@ -102,25 +94,16 @@ async fn a_false_digest_is_named_and_its_chunk_is_not_claimed() {
 async fn headers_that_contradict_the_offer_are_violations() {
     let victim = Victim::new().await;
     let (header, data) = victim.chunk(2);
-    let out_of_range = ChunkHeader {
-        index: 11,
-        ..header
-    };
+    let out_of_range = ChunkHeader { index: 11, ..header };
     victim
-        .violates(
-            &[(out_of_range, data.clone())],
-            Violation::ChunkOutOfRange(11),
-        )
+        .violates(&[(out_of_range, data.clone())], Violation::ChunkOutOfRange(11))
         .await;
     let huge = ChunkHeader {
         index: u64::MAX,
         ..header
     };
     victim
-        .violates(
-            &[(huge, data.clone())],
-            Violation::ChunkOutOfRange(u64::MAX),
-        )
+        .violates(&[(huge, data.clone())], Violation::ChunkOutOfRange(u64::MAX))
         .await;
     for len in [0, 4_095, 4_097, u32::MAX] {
         let wrong = ChunkHeader { len, ..header };
@@ -128,17 +111,12 @@ async fn headers_that_contradict_the_offer_are_violations() {
             .violates(&[(wrong, data.clone())], Violation::ChunkLength(2))
             .await;
     }
-    let long_tail = ChunkHeader {
-        index: 10,
-        ..header
-    };
+    let long_tail = ChunkHeader { index: 10, ..header };
     victim
         .violates(&[(long_tail, data)], Violation::ChunkLength(10))
         .await;
     let repeated = [victim.chunk(5), victim.chunk(5)];
-    victim
-        .violates(&repeated, Violation::ChunkRepeated(5))
-        .await;
+    victim.violates(&repeated, Violation::ChunkRepeated(5)).await;
 }
 
 #[tokio::test]
@@ -152,11 +130,7 @@ async fn a_stream_that_ends_within_a_chunk_is_a_violation_and_its_whole_chunks_c
         matches!(result, Err(ReceiveError::Violation(Violation::Truncated))),
         "{result:?}"
     );
-    let durable = victim
-        .node
-        .receiver
-        .durable(victim.sending.transfer())
-        .unwrap();
+    let durable = victim.node.receiver.durable(victim.sending.transfer()).unwrap();
     assert_eq!(durable.count(), 1);
 }
 
@@ -165,16 +139,9 @@ async fn a_false_or_early_end_is_refused_and_nothing_becomes_visible() {
     let victim = Victim::new().await;
     let transfer = victim.sending.transfer();
     victim.receive(&[victim.chunk(0)]).await.unwrap();
-    let early = victim
-        .node
-        .receiver
-        .seal(transfer, PEER, [0; 32], NOW)
-        .await;
+    let early = victim.node.receiver.seal(transfer, PEER, [0; 32], NOW).await;
     assert!(
-        matches!(
-            early,
-            Err(ReceiveError::Violation(Violation::Incomplete(10)))
-        ),
+        matches!(early, Err(ReceiveError::Violation(Violation::Incomplete(10)))),
         "{early:?}"
     );
     let offer = victim.sending.offer.clone();
@@ -195,10 +162,7 @@ async fn a_false_or_early_end_is_refused_and_nothing_becomes_visible() {
     assert_eq!(wrong.fault(), Some(Fault::DigestMismatch));
     victim.node.receiver.discard(transfer, PEER).await.unwrap();
     for folder in ["inbox/alpha", "partial"] {
-        assert_eq!(
-            victim.node.storage.list(&path(folder), 10).unwrap(),
-            Vec::new()
-        );
+        assert_eq!(victim.node.storage.list(&path(folder), 10).unwrap(), Vec::new());
     }
 }
 
@@ -242,11 +206,7 @@ async fn nobody_can_touch_the_transfer_of_another_peer() {
         "{claimed:?}"
     );
     victim.node.receiver.discard(transfer, thief).await.unwrap();
-    let sealed = victim
-        .node
-        .receiver
-        .seal(transfer, thief, [0; 32], NOW)
-        .await;
+    let sealed = victim.node.receiver.seal(transfer, thief, [0; 32], NOW).await;
     assert!(matches!(sealed, Err(ReceiveError::NotOpen)), "{sealed:?}");
     let changed = Offer {
         size: offer.size + 1,
@@ -270,9 +230,7 @@ async fn a_receiver_that_claims_too_much_is_refused_by_the_sender() {
     let (mut sink, _stream) = pipe(None);
     let have: ChunkRanges = std::iter::once(0..12).collect();
     let sender = Sender::new(workers(), BufferPool::new(4_096));
-    let result = sender
-        .send(&victim.sending.outgoing, 1, &have, &mut sink)
-        .await;
+    let result = sender.send(&victim.sending.outgoing, 1, &have, &mut sink).await;
     assert!(matches!(result, Err(SendError::FalseClaim)), "{result:?}");
 }
 

@@ -188,9 +188,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> ManifestReader<R> {
         if magic != MAGIC {
             return Err(ManifestFault::NotAManifest);
         }
-        let entries_left = entries
-            .iter()
-            .fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
+        let entries_left = entries.iter().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
         let manifest = manifest
             .iter()
             .fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
@@ -320,13 +318,7 @@ fn decode_fields(bytes: &[u8]) -> Result<Fields<'_>, DecodeError> {
     if d.array(5)? != 5 {
         return Err(DecodeError::Invalid("length"));
     }
-    let fields = (
-        d.u64()?,
-        d.bytes(PATH_BYTES_MAX)?,
-        d.u64()?,
-        d.u64()?,
-        d.i64()?,
-    );
+    let fields = (d.u64()?, d.bytes(PATH_BYTES_MAX)?, d.u64()?, d.u64()?, d.i64()?);
     d.end()?;
     Ok(fields)
 }

@@ -73,11 +73,7 @@ async fn a_folder_arrives_as_it_was() {
         ("z\u{fc}", 4_096),
     ];
     for (number, (name, len)) in (0..).zip(files) {
-        std::fs::write(
-            top.join(name),
-            super::super::tests::random_bytes(len, number),
-        )
-        .unwrap();
+        std::fs::write(top.join(name), super::super::tests::random_bytes(len, number)).unwrap();
     }
     std::fs::set_permissions(top.join("a.bin"), PermissionsExt::from_mode(0o751)).unwrap();
     symlink("/etc/passwd", top.join("a/link")).unwrap();
@@ -111,17 +107,9 @@ async fn a_folder_arrives_as_it_was() {
         );
     }
     let (was, is) = (top.join("a/deep"), arrived.join("a/deep"));
-    assert_eq!(
-        was.metadata().unwrap().mtime(),
-        is.metadata().unwrap().mtime()
-    );
+    assert_eq!(was.metadata().unwrap().mtime(), is.metadata().unwrap().mtime());
     assert!(arrived.join("empty").is_dir() && !arrived.join("a/link").exists());
-    assert_eq!(
-        std::fs::read_dir(to.path().join("partial"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(to.path().join("partial")).unwrap().count(), 0);
 
     let again = Source::Tree(walk(&top).unwrap());
     let place = Sending::new("top", 2, again, 4_096).deliver(&node).await;
@@ -247,10 +235,7 @@ fn paths_that_lead_out_are_refused() {
     ] {
         let bytes = with_raw_path(path, 0);
         let fault = read_all(&bytes, bytes.len() as u64).unwrap_err();
-        assert!(
-            matches!(fault, ManifestFault::Path(_)),
-            "{path:?}: {fault:?}"
-        );
+        assert!(matches!(fault, ManifestFault::Path(_)), "{path:?}: {fault:?}");
     }
 }
 
@@ -275,10 +260,7 @@ fn lengths_that_do_not_add_up_are_refused() {
         Err(ManifestFault::TooLarge)
     ));
     many[8..12].copy_from_slice(&1u32.to_be_bytes());
-    assert!(matches!(
-        read_all(&many, begin + 30),
-        Err(ManifestFault::Length)
-    ));
+    assert!(matches!(read_all(&many, begin + 30), Err(ManifestFault::Length)));
 }
 
 #[tokio::test]
@@ -293,10 +275,7 @@ async fn a_hostile_manifest_leaves_nothing_behind() {
         other => panic!("{other:?}"),
     };
     assert_eq!(fault, Some(Fault::BadManifest));
-    node.receiver
-        .discard(sending.transfer(), PEER)
-        .await
-        .unwrap();
+    node.receiver.discard(sending.transfer(), PEER).await.unwrap();
     for place in ["partial", "inbox/alpha"] {
         assert_eq!(storage.list(&rel(place), 10).unwrap(), Vec::new());
     }

@@ -47,9 +47,7 @@ pub fn unpack(
     let mut folders = vec![(staging.clone(), top)];
     let mut buffer = vec![0; COPY_BYTES];
     while let Some((entry, offset)) = reader.next_entry()? {
-        let path = staging
-            .join_path(&entry.path)
-            .map_err(ManifestFault::Path)?;
+        let path = staging.join_path(&entry.path).map_err(ManifestFault::Path)?;
         let attributes = Attributes {
             mode: Some(entry.mode),
             modified: Some(entry.modified),
