@@ -16,13 +16,16 @@ use hyperfabric_protocol::TransferId;
 use hyperfabric_protocol::transfer::{ChunkRanges, Fault};
 
 use super::buffers::{Buffer, BufferBudget, BufferPool};
-use super::hash::{CHUNKS_MAX, ChunkValue, Layout, Merger, Root, VALUE_BYTES};
+use super::hash::{CHUNKS_MAX, ChunkHasher, ChunkValue, Layout, Merger, Root, VALUE_BYTES};
 use super::source::{Source, SourceFault};
 use super::stream::{ChunkHeader, ChunkSink, StreamHeader, StreamLost};
 use crate::workers::{Lane, Running, WorkerError, WorkerPool};
 
 /// Chunks that are read and hashed ahead of the stream.
 const READ_AHEAD: usize = 4;
+
+/// Bytes that are read at once: what was just read is hashed while it is still in the core's own cache.
+const READ_BYTES: usize = 256 << 10;
 
 /// Buffers of one attempt: those read ahead, and those that the stream still keeps for retransmission.
 pub const SEND_BUFFERS: usize = 20;
@@ -185,26 +188,32 @@ impl Outgoing {
         let (offset, len) = (self.layout.offset(index), self.layout.chunk_len(index));
         if let Some(payload) = self.source.in_memory(offset, len) {
             let payload = payload?;
-            let header = self.header(index, &payload);
+            let value = self.layout.value(index, &payload);
+            let header = self.header(index, len, value);
             return Ok(ReadChunk {
                 payload_bytes: len as u64,
                 pieces: [Bytes::copy_from_slice(&header.to_bytes()), payload],
             });
         }
-        self.source.read_at(offset, buffer.fill(len))?;
-        let header = self.header(index, buffer.filled());
+        let mut hasher = ChunkHasher::new(self.layout, index);
+        let mut at = offset;
+        for piece in buffer.fill(len).chunks_mut(READ_BYTES) {
+            self.source.read_at(at, piece)?;
+            hasher.update(piece);
+            at += piece.len() as u64;
+        }
+        let header = self.header(index, len, hasher.finish());
         Ok(ReadChunk {
             payload_bytes: len as u64,
             pieces: [buffer.into_piece(header), Bytes::new()],
         })
     }
 
-    fn header(&self, index: u64, payload: &[u8]) -> ChunkHeader {
-        let value = self.layout.value(index, payload);
+    fn header(&self, index: u64, len: usize, value: ChunkValue) -> ChunkHeader {
         self.learn(index, value);
         ChunkHeader {
             index,
-            len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            len: u32::try_from(len).unwrap_or(u32::MAX),
             value,
         }
     }
