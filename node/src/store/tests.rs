@@ -8,10 +8,15 @@ use hyperfabric_protocol::transfer::{Fault, Offer, PayloadKind};
 use hyperfabric_protocol::types::{DataType, PacketPriority};
 use hyperfabric_protocol::{PeerId, TransferId, UnixMillis};
 
+use redb::{Database, TableDefinition};
+
 use super::incoming::DELIVERED_MAX;
 use super::*;
 use crate::storage::lossy::Operation;
 use crate::storage::{LossyStorage, RelPath};
+
+/// Where the store records its schema's version.
+const SCHEMA: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 
 fn offer() -> Offer {
     Offer {
@@ -242,9 +247,9 @@ fn a_newer_schema_is_refused_and_left_alone() {
     let database = Database::create(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction
-        .open_table(META)
+        .open_table(SCHEMA)
         .unwrap()
-        .insert(SCHEMA_KEY, SCHEMA_VERSION + 1)
+        .insert("schema", SCHEMA_VERSION + 1)
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
