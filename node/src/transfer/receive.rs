@@ -3,8 +3,8 @@
 //! One order makes a claim true after any crash: data synced; then the journal that claims it; and for the whole:
 //! digest compared, everything synced, the place written down, the rename, its folder synced, the journal that says
 //! delivered, and only then an acknowledgement. `prepare` decides on an offer and finds out what is there already
-//! ([`prepare`](self::prepare) module), `receive` is one stream of one attempt (here), `seal` ends it
-//! ([`seal`](self::seal) module). What has been written but not yet claimed is kept in [`state`].
+//! (module `prepare`), `receive` is one stream of one attempt (here), `seal` ends it
+//! (module `seal`). What has been written but not yet claimed is kept in module `state`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
