@@ -1,5 +1,10 @@
-//! The crate root; modules land with their first user.
+//! A HyperFabric node: the library, and what the `hyperfabric` command is made of.
+//!
+//! The library has no statics, signal handlers or global subscriber: a thousand nodes live in one process.
+#![forbid(unsafe_code)]
 
+pub mod config;
+pub mod paths;
 pub mod storage;
 pub mod store;
 pub mod transfer;
