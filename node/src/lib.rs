@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod hardware;
 pub mod paths;
 pub mod storage;
 pub mod store;
