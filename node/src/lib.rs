@@ -3,6 +3,8 @@
 //! The library has no statics, signal handlers or global subscriber: a thousand nodes live in one process.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod client;
 pub mod config;
 pub mod hardware;
 pub mod paths;
