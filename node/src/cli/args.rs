@@ -1,0 +1,229 @@
+//! Commands, options and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use hyperfabric_node::api::model::{PING_COUNT_MAX, PING_SIZE_BYTES_MAX};
+use hyperfabric_protocol::types::{DataType, PacketPriority};
+use hyperfabric_protocol::{NodeId, TransferId};
+
+use super::units::parse_duration;
+
+/// Moves data between the hosts of a private mesh: verified, resumable, encrypted end to end.
+#[derive(Debug, Parser)]
+#[command(name = "hyperfabric", version, propagate_version = true, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// The folder with this peer's key, state and inbox [default: $XDG_DATA_HOME/hyperfabric]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "HYPERFABRIC_DATA_DIR",
+        hide_env_values = true
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Print JSON: one object, or one per line where there are many
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 timed out.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make and revoke memberships of the mesh
+    Mesh {
+        #[command(subcommand)]
+        command: MeshCommand,
+    },
+    /// Show the nodes of the mesh, or make this peer host one
+    #[command(after_help = NODES_EXAMPLES)]
+    Nodes {
+        #[command(subcommand)]
+        command: Option<NodesCommand>,
+    },
+    /// Show the peers that this one knows, and how it is connected with them
+    Peers,
+    /// Show how the daemon is
+    Status,
+    /// Measure the way to a node
+    #[command(after_help = PING_EXAMPLES)]
+    Ping(Ping),
+    /// Send a file or a folder to a node
+    #[command(after_help = SEND_EXAMPLES)]
+    Send(Send),
+    /// Show transfers, follow, cancel or resume them
+    #[command(after_help = TRANSFERS_EXAMPLES, args_conflicts_with_subcommands = true)]
+    Transfers {
+        /// Print every change until interrupted
+        #[arg(long)]
+        follow: bool,
+        #[command(subcommand)]
+        command: Option<TransfersCommand>,
+    },
+    /// Show or check the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the completions of a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const NODES_EXAMPLES: &str = "Examples:
+  hyperfabric nodes
+  hyperfabric nodes show rack1/gpu0
+  hyperfabric nodes register array.yaml";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodesCommand {
+    /// List every known node
+    List,
+    /// Show everything about one node
+    Show {
+        /// Its node_id
+        node: NodeId,
+    },
+    /// Make this peer host the node that a file describes
+    #[command(after_help = REGISTER_EXAMPLE)]
+    Register {
+        /// A YAML or JSON file with the fields of a node signature
+        file: PathBuf,
+    },
+}
+
+const REGISTER_EXAMPLE: &str = "Example of a file:
+  node_id: rack1/array
+  hardware_type: storage_array
+  bandwidth_gbps: 100
+  latency_ns: 20000";
+
+const PING_EXAMPLES: &str = "Examples:
+  hyperfabric ping rack1
+  hyperfabric ping rack1/gpu0 --count 100 --interval 10ms --json";
+
+#[derive(Debug, Args)]
+pub(crate) struct Ping {
+    /// The node
+    pub(crate) node: NodeId,
+    /// How many echoes to send
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(PING_COUNT_MAX)))]
+    pub(crate) count: u32,
+    /// How large an echo is, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=i64::from(PING_SIZE_BYTES_MAX)))]
+    pub(crate) size: u32,
+    /// How long to pause between two
+    #[arg(long, value_name = "D", default_value = "200ms", value_parser = parse_duration)]
+    pub(crate) interval: Duration,
+    /// How long to wait for each
+    #[arg(long, value_name = "D", default_value = "5s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+const SEND_EXAMPLES: &str =
+    "The transfer belongs to the daemon: it goes on when this command is interrupted, and \
+survives a restart of either side.
+
+Examples:
+  hyperfabric send weights.safetensors --to rack1
+  hyperfabric send checkpoints/ --to archive --type parameter --priority bulk
+  hyperfabric send report.json --to desk --timeout 30s --json";
+
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The file or folder; a folder arrives as a tree
+    pub(crate) path: PathBuf,
+    /// The node that gets it
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: NodeId,
+    /// What it is: tensor, parameter, gradient, activation, embedding, spike_train, json, binary, generic, ...
+    #[arg(long = "type", value_name = "T", default_value_t = DataType::Generic)]
+    pub(crate) data_type: DataType,
+    /// How urgent it is: ultra_high, high, medium, low or bulk
+    #[arg(long, value_name = "P", default_value_t = PacketPriority::Medium)]
+    pub(crate) priority: PacketPriority,
+    /// Give up when the transfer has not ended after this time
+    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// How long to look for a node that is not known
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) wait: Duration,
+    /// Have the receiver make every chunk durable as it arrives: slower, but less to send again after a crash
+    #[arg(long)]
+    pub(crate) sync: bool,
+}
+
+const TRANSFERS_EXAMPLES: &str = "Examples:
+  hyperfabric transfers
+  hyperfabric transfers --follow --json
+  hyperfabric transfers cancel 9f86d081884c7d659a2feaa0c55ad015";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TransfersCommand {
+    /// End a transfer
+    Cancel {
+        /// Its transfer_id
+        id: TransferId,
+    },
+    /// Begin a failed or cancelled transfer again where it stopped
+    Resume {
+        /// Its transfer_id
+        id: TransferId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MeshCommand {
+    /// Make a ticket that lets another host join
+    #[command(after_help = INVITE_EXAMPLES)]
+    Invite(Invite),
+    /// List the members
+    Members,
+    /// Revoke every certificate of a name
+    Revoke {
+        /// The member's name
+        name: NodeId,
+    },
+}
+
+const INVITE_EXAMPLES: &str =
+    "Whoever has the ticket can join under its name, so hand it over with care. The ticket \
+stands alone on the last line.
+
+Examples:
+  hyperfabric mesh invite --name rack1
+  hyperfabric mesh invite --name worker --expires 1h --uses 8";
+
+#[derive(Debug, Args)]
+pub(crate) struct Invite {
+    /// The name that the ticket grants
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: NodeId,
+    /// For how long it is valid
+    #[arg(long, value_name = "D", default_value = "24h", value_parser = parse_duration)]
+    pub(crate) expires: Duration,
+    /// How often it can be used
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uses: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every key with its meaning and the value in force
+    Show,
+    /// Say whether the configuration file is right
+    Check,
+}
+
+const COMPLETIONS_EXAMPLES: &str = "Examples:
+  hyperfabric completions bash > ~/.local/share/bash-completion/completions/hyperfabric
+  hyperfabric completions fish > ~/.config/fish/completions/hyperfabric.fish";
