@@ -400,7 +400,7 @@ impl Admission {
         self.joining = Some(ticket);
     }
 
-    /// A connection for joining is up. The side that has a ticket for that peer shows it.
+    /// A connection for joining is up. The side that has a ticket for that peer shows it. [JOIN-1]
     pub fn handle_join_connection(&mut self, conn: ConnId, peer: PeerId, dialled: bool) {
         if let (true, Some(ticket)) = (dialled, &self.joining)
             && ticket.0.issuer == peer
@@ -496,7 +496,7 @@ impl Admission {
         Ok((membership, changes, name, hash))
     }
 
-    /// Takes the issuer's answer. Returns whether it is acceptable.
+    /// Takes the issuer's answer. Returns whether it is acceptable. [JOIN-6]
     pub fn handle_join_reply(&mut self, now: Now, peer: PeerId, reply: JoinReply) {
         let Some(ticket) = self.joining.take_if(|t| t.0.issuer == peer) else {
             return;
@@ -550,7 +550,7 @@ impl Admission {
         }
     }
 
-    /// Extends a member's certificate: same name, same serial, a later end.
+    /// Extends a member's certificate: same name, same serial, a later end. [JOIN-8]
     pub fn handle_renew_request(&mut self, now: Now, conn: ConnId, peer: PeerId, request: &RenewRequest) {
         let verified = self
             .root
@@ -681,7 +681,7 @@ impl Admission {
     }
 }
 
-/// Returns the name that the `index`-th user of a ticket gets: `name`, then `name-2`, `name-3` …
+/// Returns the name that the `index`-th user of a ticket gets: `name`, then `name-2`, `name-3` … [JOIN-5]
 fn numbered(name: &NodeId, index: usize) -> Option<NodeId> {
     if index == 0 {
         Some(name.clone())

@@ -10,7 +10,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-/// The first key that a decoder must understand or refuse the map.
+/// The first key that a decoder must understand or refuse the map. [CBOR-3]
 pub const CRITICAL_KEY: u64 = 128;
 
 /// Why bytes are not what they claim to be. Always the fault of whoever encoded them.
@@ -115,7 +115,7 @@ impl<'b> Decoder<'b> {
         read(&mut self.0).map_err(|_| DecodeError::Malformed(at))
     }
 
-    /// Reads an unsigned integer.
+    /// Reads an unsigned integer. [CBOR-6]
     ///
     /// # Errors
     /// [`DecodeError`] as for every method here.
@@ -139,7 +139,7 @@ impl<'b> Decoder<'b> {
         self.read(minicbor::Decoder::bool)
     }
 
-    /// Reads a byte string of at most `max` bytes.
+    /// Reads a byte string of at most `max` bytes. [CBOR-5]
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -190,7 +190,7 @@ impl<'b> Decoder<'b> {
         }
     }
 
-    /// Reads a map, calling `field` for each key; `field` returns `false` for a key that it does not know.
+    /// Reads a map, calling `field` for each key; `field` returns `false` for a key that it does not know. [CBOR-1]
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -219,7 +219,7 @@ impl<'b> Decoder<'b> {
         Ok(())
     }
 
-    /// Checks that nothing follows.
+    /// Checks that nothing follows. [CBOR-2]
     ///
     /// # Errors
     /// [`DecodeError::Trailing`].
@@ -248,7 +248,7 @@ pub trait Value: Sized {
         false
     }
 
-    /// Returns what a map that leaves the value out means, or `None` when it must be there.
+    /// Returns what a map that leaves the value out means, or `None` when it must be there. [CBOR-4]
     fn absent() -> Option<Self> {
         None
     }

@@ -64,7 +64,7 @@ impl From<BadSignature> for CertificateError {
 }
 
 wire_map! {
-    /// What an authority signs: that `admitter` may certify members.
+    /// What an authority signs: that `admitter` may certify members. [CERT-2]
     pub struct Delegation {
         /// The mesh.
         0 => pub mesh: MeshId,
@@ -80,7 +80,7 @@ wire_map! {
 }
 
 wire_map! {
-    /// What an admitter signs: that `peer` is a member called `name`.
+    /// What an admitter signs: that `peer` is a member called `name`. [CERT-3]
     pub struct Certificate {
         /// The mesh.
         0 => pub mesh: MeshId,
@@ -98,7 +98,7 @@ wire_map! {
 }
 
 wire_map! {
-    /// A certificate with the delegation that backs it; the form in which it is shown and stored.
+    /// A certificate with the delegation that backs it; the form in which it is shown and stored. [CERT-4]
     pub struct Membership {
         /// Signed [`Certificate`].
         0 => pub certificate: Signed,
@@ -127,7 +127,7 @@ pub enum MeshRoot {
 }
 
 impl MeshRoot {
-    /// Returns the mesh's id.
+    /// Returns the mesh's id. [CERT-1]
     #[must_use]
     pub fn id(&self) -> MeshId {
         MeshId(match self {
@@ -242,6 +242,7 @@ impl Membership {
         this.verify_chain(root, peer, now)
     }
 
+    // [CERT-5] [CERT-6]
     fn verify_chain(
         &self,
         root: &MeshRoot,
@@ -286,6 +287,7 @@ impl Membership {
     }
 }
 
+// [CERT-7]
 fn check_validity(
     not_before: UnixMillis,
     not_after: UnixMillis,

@@ -159,7 +159,7 @@ impl Directory {
         }
     }
 
-    /// Returns who hosts a node.
+    /// Returns who hosts a node. [DIR-2]
     #[must_use]
     pub fn host_of(&self, node_id: &NodeId) -> Option<PeerId> {
         self.claims

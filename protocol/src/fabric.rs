@@ -404,10 +404,11 @@ impl Fabric {
         }
     }
 
+    // [FRAME-3]
     fn route_frame(&mut self, now: Now, conn: ConnId, state: &Conn, frame: Frame) -> Result<(), Misbehaved> {
         let peer = state.peer;
         let joining = state.purpose == Purpose::Join;
-        // [CONN-2] Hello comes first, and once.
+        // [CONN-1] Hello comes first, and once.
         if !joining && state.greeted == matches!(frame, Frame::Hello(_)) {
             return Err(Misbehaved::OutOfOrder);
         }
@@ -470,7 +471,7 @@ impl Fabric {
 
     fn handle_offer(&mut self, now: Now, state: &Conn, offer: OfferFrame) -> Result<(), Misbehaved> {
         let peer = state.peer;
-        // [XFER-2] Nobody sends in another's name.
+        // [XFER-14] Nobody sends in another's name.
         if state
             .member
             .as_ref()
@@ -530,7 +531,7 @@ impl Fabric {
         }
     }
 
-    /// Cuts a peer off that has broken the protocol.
+    /// Cuts a peer off that has broken the protocol. [FRAME-5]
     fn misbehaved(&mut self, now: Now, peer: PeerId, violation: Misbehaved) {
         self.events.push_back(Event::Misbehaved { peer, violation });
         self.neighbors_input(

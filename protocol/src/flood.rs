@@ -193,7 +193,7 @@ impl Flood {
         }
     }
 
-    /// Starts flooding over a connection, with a comparison of the databases.
+    /// Starts flooding over a connection, with a comparison of the databases. [FLOOD-3]
     pub fn link_up(&mut self, conn: ConnId) {
         self.links.insert(conn, Link::default());
         self.transmits
@@ -373,6 +373,7 @@ impl Flood {
         Ok(())
     }
 
+    // [FLOOD-12]
     fn check_room(&self, key: &ItemKey, peer: PeerId) -> Result<(), FloodViolation> {
         let first = ItemKey { id: 0, ..*key };
         let last = ItemKey { id: u64::MAX, ..*key };
@@ -384,7 +385,7 @@ impl Flood {
         }
     }
 
-    /// Takes the result of a check back.
+    /// Takes the result of a check back. [FLOOD-10]
     ///
     /// # Errors
     /// The connection that brought a forged item, with the violation.
@@ -460,6 +461,7 @@ impl Flood {
             .take_while(move |(key, _)| key.origin.0[0] == first)
     }
 
+    // [FLOOD-4]
     fn flush(&mut self) {
         self.flush_at = None;
         for (conn, link) in &mut self.links {

@@ -12,9 +12,9 @@ use crate::sign::Signed;
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{NodeId, PeerId, TransferId};
 
-/// The largest frame, in bytes, without its length prefix.
+/// The largest frame, in bytes, without its length prefix. [FRAME-4]
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Frame types from here on must be understood.
+/// Frame types from here on must be understood. [FRAME-2]
 pub const CRITICAL_TYPE: u64 = 128;
 /// The version of the wire format that this crate speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -174,7 +174,7 @@ wire_map! {
     }
 }
 
-/// Why an issuer does not redeem a ticket, or an admitter does not renew.
+/// Why an issuer does not redeem a ticket, or an admitter does not renew. [JOIN-2]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
     /// No such ticket was issued here.
@@ -242,7 +242,7 @@ macro_rules! frames {
         }
 
         impl Frame {
-            /// Returns the frame's bytes, without the length prefix.
+            /// Returns the frame's bytes, without the length prefix. [FRAME-1]
             #[must_use]
             pub fn to_bytes(&self) -> Vec<u8> {
                 let mut e = Encoder::new();
@@ -259,7 +259,7 @@ macro_rules! frames {
             /// Reads a frame; `None` is a frame of a kind that may be skipped.
             ///
             /// # Errors
-            /// [`DecodeError`] when the bytes are not a frame, or one that must be understood and is not.
+            /// [`DecodeError`] when the bytes are not a frame, or one that must be understood and is not. [FRAME-6]
             pub fn from_bytes(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
                 if bytes.len() > FRAME_BYTES_MAX {
                     return Err(DecodeError::TooLong(FRAME_BYTES_MAX));

@@ -34,7 +34,7 @@ pub enum IdError {
 /// Who a peer is: its ed25519 public key.
 ///
 /// Shown and parsed as libp2p's base58 peer id, so that the same peer has the same name in both worlds. The
-/// order is that of the key's bytes, which is also the order of libp2p's bytes.
+/// order is that of the key's bytes, which is also the order of libp2p's bytes. [TYPE-1]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub [u8; 32]);
 
@@ -189,7 +189,7 @@ hex_id!(
 );
 hex_id!(
     /// Which certificate. The first 6 bytes are its issue time in milliseconds, the rest is random, so that of
-    /// two certificates for one name the lower serial is the earlier one.
+    /// two certificates for one name the lower serial is the earlier one. [TYPE-2]
     Serial,
     16
 );
@@ -215,7 +215,7 @@ pub const NODE_ID_SEGMENT_BYTES_MAX: usize = 63;
 pub struct NodeId(String);
 
 impl NodeId {
-    /// Parses a node id.
+    /// Parses a node id. [TYPE-3]
     ///
     /// # Errors
     /// [`IdError::NodeId`] says what is allowed.
@@ -291,7 +291,7 @@ pub const ADDRESS_BYTES_MAX: usize = 128;
 pub struct Address(String);
 
 impl Address {
-    /// Accepts an address text.
+    /// Accepts an address text. [TYPE-4]
     ///
     /// # Errors
     /// [`IdError::Address`] when it is empty, too long or not printable ASCII.

@@ -12,12 +12,12 @@ use ed25519_dalek::Signer;
 use crate::PeerId;
 use crate::cbor::{DecodeError, Decoder, Encoder, Value};
 
-/// The bytes before the body: the signer's public key and the signature.
+/// The bytes before the body: the signer's public key and the signature. [SIGN-1]
 pub const SIGNED_HEADER_BYTES: usize = 32 + 64;
 /// The largest signed object, in bytes.
 pub const SIGNED_BYTES_MAX: usize = 16 * 1024;
 
-/// What a signature is for; part of what is signed.
+/// What a signature is for; part of what is signed. [SIGN-2]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Domain {
     /// An authority lets a peer admit others.
@@ -122,7 +122,7 @@ impl Signed {
         Ok(Self(bytes))
     }
 
-    /// Returns the bytes as they travel.
+    /// Returns the bytes as they travel. [SIGN-4]
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -136,7 +136,7 @@ impl Signed {
         PeerId(key)
     }
 
-    /// Checks the signature and returns the body.
+    /// Checks the signature and returns the body. [SIGN-3]
     ///
     /// # Errors
     /// [`BadSignature`], also for weak keys and malleable signatures.

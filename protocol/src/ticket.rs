@@ -51,7 +51,7 @@ impl fmt::Debug for TicketSecret {
 }
 
 impl TicketSecret {
-    /// Returns the hash under which the issuer keeps the ticket.
+    /// Returns the hash under which the issuer keeps the ticket. [TICKET-3]
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         blake3::derive_key("hyperfabric ticket secret v1", &self.0)
@@ -59,7 +59,7 @@ impl TicketSecret {
 }
 
 wire_map! {
-    /// The fields of a ticket as they are encoded.
+    /// The fields of a ticket as they are encoded. [TICKET-2]
     pub struct TicketBody {
         /// The mesh authority's key.
         0 => pub authority: PeerId,
@@ -100,7 +100,7 @@ impl Ticket {
 }
 
 wire_map! {
-    /// The fields of a credential as they are encoded.
+    /// The fields of a credential as they are encoded. [TICKET-5]
     pub struct CredentialBody {
         /// The mesh authority's key; absent in an open mesh.
         0 => pub authority: Option<PeerId>,
@@ -167,6 +167,7 @@ impl FromStr for Credential {
     }
 }
 
+// [TICKET-1]
 fn write_text(f: &mut fmt::Formatter<'_>, prefix: &str, mut bytes: Vec<u8>) -> fmt::Result {
     let sum = checksum(&bytes);
     bytes.extend_from_slice(&sum);
@@ -192,6 +193,7 @@ fn read_text(text: &str, prefix: &'static str, max: usize) -> Result<Vec<u8>, Ti
     Ok(bytes)
 }
 
+// [TICKET-4]
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut out = [0; CHECKSUM_BYTES];
     out.copy_from_slice(&blake3::hash(body).as_bytes()[..CHECKSUM_BYTES]);

@@ -26,7 +26,7 @@ impl Instant {
     }
 }
 
-/// A point of wall-clock time, in milliseconds since 1970-01-01T00:00:00Z.
+/// A point of wall-clock time, in milliseconds since 1970-01-01T00:00:00Z. [TYPE-5]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct UnixMillis(pub u64);

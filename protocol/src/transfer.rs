@@ -3,7 +3,7 @@
 //! Payload bytes never come here, only ids, lengths and digests: the driver moves chunks, and this machine says
 //! when. It survives lost connections (offer again, send what is missing) and restarts of either side (the
 //! receiver's journal says what it has). Both ends always reach an end: delivered, or a named [`Fault`].
-//! [XFER-1..13]
+//! [XFER-1..19]
 
 pub mod limits;
 mod machine;

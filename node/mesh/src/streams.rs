@@ -47,7 +47,7 @@ impl StreamKind {
         }
     }
 
-    /// Reads a kind byte of a connection for `purpose`.
+    /// Reads a kind byte of a connection for `purpose`. [QUIC-4]
     #[must_use]
     pub fn from_byte(purpose: Purpose, byte: u8) -> Option<Self> {
         match (purpose, byte) {
@@ -61,7 +61,7 @@ impl StreamKind {
     }
 }
 
-/// What a side says when it gives up a stream: the application error codes of RESET_STREAM and STOP_SENDING.
+/// What a side says when it gives up a stream: the application error codes of RESET_STREAM and STOP_SENDING. [QUIC-7]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamCode {
     /// Code 0: dropped without a reason.
@@ -190,7 +190,7 @@ impl BiStream {
     }
 }
 
-/// The sending half of a stream; reset when dropped before it was finished.
+/// The sending half of a stream; reset when dropped before it was finished. [QUIC-8]
 #[derive(Debug)]
 pub struct SendStream {
     inner: quinn::SendStream,

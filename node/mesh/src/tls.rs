@@ -33,7 +33,7 @@ pub(crate) use verifier::{Admitted, SessionCell};
 /// The name that diallers give; peers are told apart by key, so it is the same for all and never sent (no SNI).
 pub(crate) const SERVER_NAME: &str = "l";
 
-/// What a connection is for; negotiated by ALPN.
+/// What a connection is for; negotiated by ALPN. [QUIC-1]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
     /// Control, link state, messages, requests and libp2p; one per pair of connected peers.
@@ -73,7 +73,7 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// AES first: three times as fast as ChaCha20 where the CPU has it. AES-128 must stay, QUIC's Initial packets need it.
+/// [TLS-2] AES first: three times as fast as ChaCha20 where the CPU has it. AES-128 must stay, QUIC's Initial packets need it.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![

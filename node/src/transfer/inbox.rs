@@ -114,7 +114,7 @@ pub enum NameFault {
     Control(String),
 }
 
-/// Checks the name of an offered file or folder.
+/// Checks the name of an offered file or folder. [XFER-15]
 ///
 /// # Errors
 /// Names what is wrong with it, and the name.

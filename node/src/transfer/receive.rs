@@ -294,6 +294,7 @@ impl Receiver {
         }
     }
 
+    // [BULK-7]
     fn find(&self, transfer: TransferId, peer: PeerId) -> Result<Arc<Incoming>, ReceiveError> {
         self.shared
             .open()

@@ -43,7 +43,7 @@ pub trait ChunkStream: Send {
     fn read_batch(&mut self, batch: &mut [Bytes]) -> impl Future<Output = Result<usize, StreamLost>> + Send;
 }
 
-/// What a stream of chunks begins with.
+/// What a stream of chunks begins with. [BULK-2]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
     /// The transfer that the chunks belong to.
@@ -71,7 +71,7 @@ impl StreamHeader {
     }
 }
 
-/// What each chunk begins with.
+/// What each chunk begins with. [BULK-3]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkHeader {
     /// Which chunk.

@@ -1,8 +1,8 @@
-//! A folder as one payload: a manifest, then the contents of its files one after the other.
+//! A folder as one payload: a manifest, then the contents of its files one after the other. [TREE-1]
 //!
 //! This way a folder is hashed, resumed and verified exactly as a file is, and arrives in one rename. Here is the
 //! sending side, which walks by folder descriptors and follows no link; links, devices, sockets and pipes are not
-//! sent but counted and listed. The format is in [`manifest`], the receiving side in [`unpack`].
+//! sent but counted and listed [TREE-8]. The format is in [`manifest`], the receiving side in [`unpack`].
 
 use std::ffi::OsStr;
 use std::fs::File;

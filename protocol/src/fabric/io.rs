@@ -16,7 +16,7 @@ use crate::sign::SigningKey;
 use crate::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role};
 use crate::{Address, ConnId, NodeId, Now, PeerId, Serial, Signed, TransferId};
 
-/// How long a record counts without a newer version.
+/// How long a record counts without a newer version. [DIR-4]
 pub const RECORD_LIFETIME: Duration = Duration::from_secs(3600);
 /// How often a peer publishes its record again.
 pub const RECORD_REFRESH: Duration = Duration::from_secs(1200);

@@ -106,6 +106,7 @@ impl Fabric {
         }
     }
 
+    // [CERT-9]
     fn on_revocation(&mut self, now: Now, key: ItemKey, revocation: flood::Revocation) {
         let (peer, serial, name) = (revocation.peer, revocation.serial, revocation.name.clone());
         if !self.admission.handle_revocation(now, revocation) {

@@ -15,7 +15,7 @@ pub const ADDRESSES_MAX: usize = 8;
 pub const NODES_PER_PEER_MAX: usize = 32;
 
 wire_map! {
-    /// What a peer publishes about itself.
+    /// What a peer publishes about itself. [DIR-1]
     pub struct RecordBody {
         /// Its membership.
         0 => pub membership: Membership,

@@ -20,7 +20,7 @@ pub enum ItemKind {
 
 wire_enum!(ItemKind { Record = 1, Revocation = 2 });
 
-/// Which item, whatever its version. Ordered by origin first, so that a bucket is a range.
+/// Which item, whatever its version. Ordered by origin first, so that a bucket is a range. [FLOOD-1]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemKey {
     /// Who publishes it.
@@ -32,7 +32,7 @@ pub struct ItemKey {
 }
 
 wire_map! {
-    /// One version of an item, as it is signed.
+    /// One version of an item, as it is signed. [FLOOD-2]
     pub struct Item {
         /// What it is about.
         0 => pub kind: ItemKind,
@@ -89,7 +89,7 @@ impl Item {
         }
     }
 
-    /// Returns when the version stops counting.
+    /// Returns when the version stops counting. [FLOOD-11]
     #[must_use]
     pub fn expires(&self) -> UnixMillis {
         self.issued.after(Duration::from_secs(u64::from(self.lifetime_s)))

@@ -68,7 +68,7 @@ impl Neighbors {
         self.prune(now, peer_id);
     }
 
-    /// Says why a new connection to `id` cannot be kept, after making room where that is allowed.
+    /// Says why a new connection to `id` cannot be kept, after making room where that is allowed. [CONN-7]
     fn refusal(&mut self, now: Instant, id: PeerId) -> Option<CloseReason> {
         if id == self.config.local {
             return Some(CloseReason::Duplicate);
@@ -321,7 +321,7 @@ impl Neighbors {
         self.reindex(id);
     }
 
-    /// Closes every connection to a peer, and refuses it for [`BAN_DURATION`].
+    /// Closes every connection to a peer, and refuses it for [`BAN_DURATION`]. [FRAME-5]
     pub(super) fn ban(&mut self, now: Instant, id: PeerId, reason: CloseReason) {
         if let Some(at) = self.bans.remove(&id) {
             self.timers.remove(&(at, Timer::Ban(id)));

@@ -8,7 +8,7 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub const STALL_MARGIN: Duration = Duration::from_secs(5);
 /// How many stalls in a row end a transfer: two minutes and a half of silence.
 pub const STALLS_MAX: u32 = 4;
-/// How many broken payload streams in a row, without progress between them, end a transfer.
+/// How many broken payload streams in a row, without progress between them, end a transfer. [XFER-19]
 pub const FAILURES_MAX: u32 = 8;
 /// The first pause before an offer is repeated.
 pub const RETRY_MIN: Duration = Duration::from_millis(500);

@@ -84,7 +84,7 @@ impl TransferError {
     }
 }
 
-/// How a peer broke the transfer protocol; its transfer has ended, and it should be cut off.
+/// How a peer broke the transfer protocol; its transfer has ended, and it should be cut off. [XFER-18]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Accept names chunks that the payload does not have.

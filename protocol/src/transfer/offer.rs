@@ -21,7 +21,7 @@ pub enum PayloadKind {
 wire_enum!(PayloadKind { File = 0, Tree = 1 });
 
 wire_map! {
-    /// What a sender offers.
+    /// What a sender offers. [XFER-15]
     pub struct Offer {
         /// The node that sends.
         0 => pub source: NodeId,
@@ -52,7 +52,7 @@ impl Offer {
     }
 }
 
-/// Why a transfer ends without having been delivered.
+/// Why a transfer ends without having been delivered. [XFER-17]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

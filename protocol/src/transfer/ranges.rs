@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use crate::cbor::{DecodeError, Decoder, Encoder, Value};
 
-/// The most ranges on the wire. A set with more is cut: the chunks left out are sent once more.
+/// The most ranges on the wire. A set with more is cut: the chunks left out are sent once more. [XFER-16]
 pub const RANGES_MAX: usize = 1024;
 
 /// A set of chunk indexes.

@@ -1,4 +1,4 @@
-//! Kinds of data and their priorities.
+//! Kinds of data and their priorities. [TYPE-7]
 
 use crate::cbor::wire_enum;
 

@@ -264,7 +264,7 @@ impl NodeSignature {
 type ShortText = crate::cbor::Text<TEXT_BYTES_MAX>;
 
 wire_map! {
-    /// The wire's form of a [`NodeSignature`]: integers in small units.
+    /// The wire's form of a [`NodeSignature`]: integers in small units. [TYPE-6]
     #[allow(unreachable_pub, reason = "the macro declares public structs; this one stays in its module")]
     pub struct WireNode {
         0 => pub node_id: NodeId,

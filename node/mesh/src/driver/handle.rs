@@ -216,7 +216,7 @@ impl Handle {
         if let Some(open) = open {
             return Ok(open);
         }
-        // One port for everything: where the prompt connection leads, the bulk connection leads too.
+        // One port for everything: where the prompt connection leads, the bulk connection leads too. [BULK-1]
         let prompt = prompt.ok_or(BulkError::NotConnected)?;
         let connection = self
             .0

@@ -13,7 +13,7 @@ use crate::address::canonical;
 use crate::connection::{CloseReason, Connection, Side, close_quic};
 use crate::tls::{Admitted, Handshake, Purpose, Refusal};
 
-/// The byte on the acceptor's first stream: the dialler is let in. Until then its handshake has succeeded on its own side only.
+/// [QUIC-3] The byte on the acceptor's first stream: the dialler is let in. Until then its handshake has succeeded on its own side only.
 pub(super) const WELCOME: u8 = 1;
 
 /// Why an accepted connection did not come about.

@@ -21,7 +21,7 @@ const REFUSALS_LOGGED_BURST: u32 = 100;
 /// Above this many handshakes at once an address must prove itself (Retry), so that spoofed ones cannot take all places.
 pub(super) const HANDSHAKES_BEFORE_RETRY: usize = 32;
 
-/// How many connections others may have with this endpoint. Dialled ones are not counted: this peer chose them.
+/// How many connections others may have with this endpoint. Dialled ones are not counted: this peer chose them. [QUIC-11]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// In all.

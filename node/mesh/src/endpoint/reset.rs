@@ -2,6 +2,7 @@
 //! 10.3), which the other side notices within a round trip instead of an idle timeout.
 //!
 //! For that, the reset tokens and the shape of connection ids must be the same after the restart, so both follow from the identity.
+//! [QUIC-13]
 
 use std::sync::Arc;
 

@@ -22,14 +22,14 @@ pub const MTU_MAX_MIN: u16 = 1_200;
 /// The default upper bound of path MTU discovery. Above some 6,550 bytes ten segments no longer fit one segmented send.
 pub const MTU_MAX_DEFAULT: u16 = 6_000;
 
-/// A peer that answers nothing for this long is gone.
+/// A peer that answers nothing for this long is gone. [QUIC-12]
 const IDLE_TIMEOUT_MS: u32 = 10_000;
 /// A restarted peer must be noticed within 2 s, and only a packet can make it answer.
 const KEEP_ALIVE_PROMPT: Duration = Duration::from_secs(1);
 /// Keeps NAT bindings and the idle timer at bay while the other side hashes or thinks.
 const KEEP_ALIVE_OTHER: Duration = Duration::from_secs(3);
 
-/// Streams that a peer may have open on a prompt connection.
+/// Streams that a peer may have open on a prompt connection. [QUIC-9]
 pub(crate) const PROMPT_STREAMS_MAX: u32 = 1_024;
 /// Streams of each direction type that the sender may have open on a bulk connection.
 pub(crate) const BULK_STREAMS_MAX: u32 = 32;
@@ -160,7 +160,7 @@ fn mark(purpose: Purpose) -> [u8; MARK_BYTES] {
     }
 }
 
-/// Draws the destination connection id of a first packet: random, then the mark of the purpose.
+/// Draws the destination connection id of a first packet: random, then the mark of the purpose. [QUIC-2]
 pub(super) fn dial_cid(purpose: Purpose) -> ConnectionId {
     let mut bytes = [0; DIAL_CID_BYTES];
     let (random, marked) = bytes.split_at_mut(DIAL_CID_BYTES - MARK_BYTES);

@@ -14,7 +14,7 @@ use super::{BiStream, RecvStream, SendStream, StreamCode, StreamError, StreamKin
 use crate::connection::{Connection, Core, Side};
 use crate::tls::Purpose;
 
-/// Frames that may wait to be sent.
+/// Frames that may wait to be sent. [QUIC-14]
 pub const CONTROL_QUEUE_FRAMES_MAX: usize = 1_024;
 /// Bytes of frames that may wait to be sent.
 pub const CONTROL_QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -183,6 +183,7 @@ impl ControlReceiver {
         }
     }
 
+    // [FRAME-4]
     fn take_frame(&mut self) -> Result<Option<Bytes>, ControlError> {
         let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);

@@ -46,7 +46,7 @@ impl Connection {
     }
 }
 
-/// Sends back what comes, then ends.
+/// Sends back what comes, then ends. [QUIC-10]
 pub(super) async fn answer(mut stream: BiStream) {
     let exchange = async {
         let payload = stream.recv.read_to_end(ECHO_BYTES_MAX).await?;

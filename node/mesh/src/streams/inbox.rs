@@ -21,7 +21,7 @@ use crate::tls::Purpose;
 
 /// Streams of one connection that may wait for their kind byte.
 pub const AWAITING_KIND_MAX: usize = 64;
-/// How long a stream may stay without its kind byte.
+/// How long a stream may stay without its kind byte. [QUIC-6]
 pub const KIND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams without a proper kind byte that a connection may have had before it is closed.
 pub const SILENT_MAX: u32 = 256;
@@ -202,6 +202,7 @@ impl Sorter {
         }
     }
 
+    // [QUIC-5]
     fn take_control(&self, stream: BiStream) {
         let ours = self.core.side == Side::Dialled;
         if ours || self.has_control.swap(true, Ordering::AcqRel) {

@@ -16,7 +16,7 @@ use x509_parser::prelude::X509Certificate;
 use super::Refusal;
 use crate::sync::{read, write};
 
-/// libp2p's identity extension, `SEQUENCE { publicKey OCTET STRING, signature OCTET STRING }`.
+/// libp2p's identity extension, `SEQUENCE { publicKey OCTET STRING, signature OCTET STRING }`. [TLS-3]
 const IDENTITY_OID: [u64; 9] = [1, 3, 6, 1, 4, 1, 53594, 1, 1];
 
 /// The membership extension: an OCTET STRING with the encoded membership; never critical, so that plain libp2p peers ignore it.
@@ -138,7 +138,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Takes the membership out of a leaf; none when it has no such extension.
+/// Takes the membership out of a leaf; none when it has no such extension. [TLS-4]
 pub(super) fn membership_of(leaf: &CertificateDer<'_>) -> Result<Option<Arc<[u8]>>, Refusal> {
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Refusal::Malformed)?;
     let mut found = None;

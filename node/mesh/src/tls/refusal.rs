@@ -6,7 +6,7 @@
 use hyperfabric_protocol::cert::CertificateError as MembershipError;
 use rustls::CertificateError;
 
-/// Precedes the word of the reason in a close frame's reason phrase.
+/// Precedes the word of the reason in a close frame's reason phrase. [TLS-6]
 const PHRASE_PREFIX: &str = "hyperfabric refused: ";
 
 /// TLS alerts occupy this range of QUIC's transport error codes (RFC 9001, section 4.8).

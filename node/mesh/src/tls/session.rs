@@ -51,6 +51,7 @@ impl ServerCrypto {
     }
 }
 
+// [TLS-1]
 fn server_config(
     provider: &Arc<CryptoProvider>,
     leaf: &LeafCell,

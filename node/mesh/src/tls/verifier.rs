@@ -105,6 +105,7 @@ impl Verifier {
         result
     }
 
+    // [TLS-5]
     fn judge(
         &self,
         leaf: &CertificateDer<'_>,

@@ -185,7 +185,7 @@ impl Receiver {
         Ok(None)
     }
 
-    /// Reads claimed chunks again; what does not have its claimed value is claimed no longer.
+    /// Reads claimed chunks again; what does not have its claimed value is claimed no longer. [BULK-9]
     async fn check_claims(
         &self,
         transfer: TransferId,
@@ -302,6 +302,7 @@ impl Shared {
             return Err(Refusal::NotAccepted.into());
         }
         inbox::check_name(&offer.name).map_err(Refusal::Name)?;
+        // [BULK-10]
         if self.tuning.layout(offer.size).chunks() > CHUNKS_MAX {
             return Err(ReceiveError::TooLarge);
         }

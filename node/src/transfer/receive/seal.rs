@@ -89,6 +89,7 @@ impl Shared {
     }
 
     fn seal(&self, incoming: &Incoming, root: Root, now: UnixMillis) -> Result<Sealed, ReceiveError> {
+        // [BULK-5]
         self.check_root(incoming, root)?;
         let transfer = incoming.transfer;
         let attributes = attributes(&incoming.offer);

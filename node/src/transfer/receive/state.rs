@@ -116,6 +116,7 @@ impl Incoming {
         Ok(())
     }
 
+    // [BULK-6] [BULK-8]
     pub(super) fn check_header(&self, header: &ChunkHeader) -> Result<(), Violation> {
         if header.index >= self.layout.chunks() {
             return Err(Violation::ChunkOutOfRange(header.index));
@@ -220,6 +221,7 @@ impl Write {
     pub(super) fn run(mut self, buffer: &Buffer) {
         let index = self.header.index;
         let layout = self.incoming.layout;
+        // [BULK-4]
         let result = if layout.value(index, buffer.filled()) == self.header.value {
             self.incoming
                 .file

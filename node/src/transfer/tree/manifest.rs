@@ -173,7 +173,7 @@ pub struct ManifestReader<R> {
 }
 
 impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> ManifestReader<R> {
-    /// Reads what the manifest of a payload of `payload` bytes begins with.
+    /// Reads what the manifest of a payload of `payload` bytes begins with. [TREE-2]
     ///
     /// # Errors
     /// When it is none, or too large.
@@ -218,6 +218,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> ManifestReader<R> {
     /// The first thing that is wrong; nothing may be read after that.
     pub fn next_entry(&mut self) -> Result<Option<(TreeEntry, u64)>, ManifestFault> {
         if self.entries_left == 0 {
+            // [TREE-6]
             let all_read = self.offset == self.manifest && self.used == self.buffer.len();
             return match (all_read, self.content == self.payload) {
                 (true, true) => Ok(None),
@@ -244,6 +245,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> ManifestReader<R> {
         Ok(Some((entry, begin)))
     }
 
+    // [TREE-4]
     fn check_place(&mut self, entry: &TreeEntry) -> Result<(), ManifestFault> {
         if let Some(last) = &self.last
             && !last.path.names().lt(entry.path.names())
@@ -291,6 +293,7 @@ impl<R> std::fmt::Debug for ManifestReader<R> {
     }
 }
 
+// [TREE-3] [TREE-5]
 fn decode(bytes: &[u8]) -> Result<TreeEntry, ManifestFault> {
     let (kind, path, len, mode, modified) = decode_fields(bytes).map_err(ManifestFault::Entry)?;
     let path = RelPath::parse(path).map_err(ManifestFault::Path)?;

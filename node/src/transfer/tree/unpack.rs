@@ -38,7 +38,7 @@ pub fn unpack(
     staging: &RelPath,
     top: Attributes,
 ) -> Result<(), UnpackError> {
-    // The whole manifest is checked before the first file is made.
+    // The whole manifest is checked before the first file is made. [TREE-7]
     let mut check = ManifestReader::new(len, |at, out: &mut [u8]| payload.read_at(at, out))?;
     while check.next_entry()?.is_some() {}
 
