@@ -24,6 +24,7 @@ pub mod workers;
 
 pub use address::PeerAddress;
 pub use connection::{CloseCause, CloseReason, Connection, ConnectionStats, Side};
+pub use discovery::{Attacher, Discovery, DiscoveryConfig, DiscoveryHandle, DiscoveryStats, Found};
 pub use endpoint::{DialError, Endpoint, EndpointConfig, EndpointError, Limits};
 pub use streams::control::{Control, ControlReceiver, ControlSender};
 pub use streams::inbox::{BulkStreams, ChunkStream, PromptStreams};
