@@ -7,14 +7,18 @@
 mod args;
 mod completions;
 mod config;
+mod init;
 mod inspect;
 mod interrupt;
+mod join;
+mod local;
 mod mesh;
 mod output;
 mod ping;
 mod send;
 mod transfers;
 mod units;
+mod up;
 
 use std::process::ExitCode;
 
@@ -96,6 +100,9 @@ fn run(cli: Cli, out: Out) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { .. } => Ok(()),
         Command::Config { command } => config::run(&context, &command),
+        Command::Init(init) => init::run(&context, init),
+        Command::Join(join) => join::run(&context, &join),
+        Command::Up(up) => up::run(&context, up),
         Command::Mesh { command } => mesh::run(&context, command),
         Command::Nodes { command } => inspect::nodes(&context, command),
         Command::Peers => inspect::peers(&context),

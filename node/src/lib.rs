@@ -6,7 +6,10 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod hardware;
+pub mod node;
+pub mod offline;
 pub mod paths;
 pub mod storage;
 pub mod store;

@@ -174,13 +174,23 @@ impl StateFolder {
         self.check_no_mesh()?;
         files::make_private_folder(&self.path.join("mesh"))?;
         let path = self.authority_file();
-        let authority = if path.exists() { files::read_key(&path)? } else { random_key(&path)? };
+        let authority = if path.exists() {
+            files::read_key(&path)?
+        } else {
+            random_key(&path)?
+        };
         files::write_key(&path, &authority)?;
-        let root = MeshRoot::Closed { authority: authority.peer_id(), name: mesh.to_owned() };
+        let root = MeshRoot::Closed {
+            authority: authority.peer_id(),
+            name: mesh.to_owned(),
+        };
         let valid = hyperfabric_protocol::cert::DELEGATION_VALIDITY;
         let delegation = Delegation::issue(&authority, mesh, key.peer_id(), now, valid);
         replace(&self.delegation_file(), delegation.as_bytes())?;
-        let admitter = Admitter { key: key.clone(), delegation: Some(delegation) };
+        let admitter = Admitter {
+            key: key.clone(),
+            delegation: Some(delegation),
+        };
         let serial = Serial::new(now, random_bytes(&path)?);
         let validity = hyperfabric_protocol::cert::CERTIFICATE_VALIDITY;
         let membership = admitter.admit(&root, key.peer_id(), name, serial, now, validity);
@@ -200,7 +210,9 @@ impl StateFolder {
     ) -> Result<MeshRoot, StateError> {
         let key = self.key()?;
         self.check_no_mesh()?;
-        let root = MeshRoot::Open { name: mesh.to_owned() };
+        let root = MeshRoot::Open {
+            name: mesh.to_owned(),
+        };
         let membership = Membership::open(&root, &key, name, now);
         self.set_credential(&Credential::new(&root, membership, None))?;
         Ok(root)
@@ -230,7 +242,10 @@ impl StateFolder {
                     path,
                     source: source.into(),
                 })?;
-                Ok(Some(Admitter { key: key.clone(), delegation: Some(delegation) }))
+                Ok(Some(Admitter {
+                    key: key.clone(),
+                    delegation: Some(delegation),
+                }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StateError::File { path, source }),
@@ -275,9 +290,15 @@ impl StateFolder {
                 StateChange::TicketGone(hash) => records::delete_ticket(store, hash)?,
                 StateChange::Grant(grant) => records::put_grant(store, grant)?,
                 StateChange::Revocation { serial, item } => records::put_revocation(store, serial, item)?,
-                StateChange::Membership { root, membership, issuer } => {
+                StateChange::Membership {
+                    root,
+                    membership,
+                    issuer,
+                } => {
                     // A renewal does not say who the issuer was; the first contact stays known.
-                    let known = self.credential()?.and_then(|c| Some((c.0.issuer?, c.0.addresses.0)));
+                    let known = self
+                        .credential()?
+                        .and_then(|c| Some((c.0.issuer?, c.0.addresses.0)));
                     let issuer = issuer.clone().or(known);
                     self.set_credential(&Credential::new(root, membership.clone(), issuer))?;
                 }
@@ -295,7 +316,11 @@ impl StateFolder {
         if let Some(credential) = self.credential()?
             && let Some(peer) = credential.0.issuer
         {
-            contacts.push(KnownPeer { peer, addresses: credential.0.addresses.0, bootstrap: true });
+            contacts.push(KnownPeer {
+                peer,
+                addresses: credential.0.addresses.0,
+                bootstrap: true,
+            });
         }
         Ok(contacts)
     }
@@ -311,8 +336,10 @@ impl StateFolder {
 
 fn random_bytes<const N: usize>(path: &Path) -> Result<[u8; N], StateError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| StateError::File { path: path.to_owned(), source: io::Error::other(error) })?;
+    getrandom::fill(&mut bytes).map_err(|error| StateError::File {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
     Ok(bytes)
 }
 

@@ -36,6 +36,15 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not fou
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Make this host a peer: a data folder, a key and a token for the local API
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(Init),
+    /// Become a member of a mesh with a ticket or a certificate
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(Join),
+    /// Run the daemon in the foreground
+    #[command(after_help = UP_EXAMPLES)]
+    Up(Up),
     /// Make and revoke memberships of the mesh
     Mesh {
         #[command(subcommand)]
@@ -77,6 +86,98 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+const INIT_EXAMPLES: &str = "Examples:
+  hyperfabric init --name rack1
+  hyperfabric init --open playground";
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The node_id of the host's own node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<NodeId>,
+    /// Take part in the open mesh of this name, which needs no ticket
+    #[arg(long, value_name = "MESH", value_parser = parse_mesh)]
+    pub(crate) open: Option<String>,
+}
+
+const JOIN_EXAMPLES: &str =
+    "The ticket's issuer must be running. Start the daemon afterwards with `hyperfabric up`.
+
+Example:
+  hyperfabric join hft1-...";
+
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// What `hyperfabric mesh invite` printed, or the certificate that `hyperfabric mesh admit` printed
+    pub(crate) ticket: String,
+    /// How long to try to reach the issuer
+    #[arg(long, value_name = "D", default_value = "15s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+const UP_EXAMPLES: &str = "SIGTERM and Ctrl-C drain and end it; transfers go on at the next start.
+
+Examples:
+  hyperfabric up
+  hyperfabric up --listen 0.0.0.0:4001
+  hyperfabric up --bootstrap /ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooW...";
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Where to be reachable by UDP; port 0 takes a free one and keeps it over restarts
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// A peer to meet first, with its peer id
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) bootstrap: Vec<hyperfabric_protocol::Address>,
+    /// Where to serve the local API; loopback only
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) api: Option<std::net::SocketAddr>,
+}
+
+const CREATE_EXAMPLES: &str = "The mesh authority's key is written to mesh/authority.key in the data folder. Keep a copy of it in a safe place: it
+alone can make further admitters.
+
+Examples:
+  hyperfabric mesh create lab
+  hyperfabric mesh create playground --open";
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The mesh's name
+    #[arg(value_parser = parse_mesh)]
+    pub(crate) mesh: String,
+    /// Let whoever knows the name take part, without tickets
+    #[arg(long)]
+    pub(crate) open: bool,
+}
+
+const ADMIT_EXAMPLES: &str =
+    "The certificate stands alone on the last line; `hyperfabric join` takes it on the admitted host.
+
+Example:
+  hyperfabric mesh admit 12D3KooW... --name rack2";
+
+#[derive(Debug, Args)]
+pub(crate) struct Admit {
+    /// The peer's id, as `hyperfabric init` printed it
+    pub(crate) pubkey: hyperfabric_protocol::PeerId,
+    /// The name to grant
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: NodeId,
+}
+
+/// Takes a mesh's name.
+fn parse_mesh(text: &str) -> Result<String, String> {
+    let max = hyperfabric_protocol::cert::MESH_NAME_BYTES_MAX;
+    if text.is_empty() || text.len() > max || text.chars().any(char::is_control) {
+        return Err(format!(
+            "a mesh name has 1 to {max} bytes and no control characters"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 const NODES_EXAMPLES: &str = "Examples:
@@ -183,6 +284,12 @@ pub(crate) enum TransfersCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MeshCommand {
+    /// Make a new mesh, with this peer as its first admitter
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(Create),
+    /// Make a certificate for a peer whose key is known, without a ticket
+    #[command(after_help = ADMIT_EXAMPLES)]
+    Admit(Admit),
     /// Make a ticket that lets another host join
     #[command(after_help = INVITE_EXAMPLES)]
     Invite(Invite),

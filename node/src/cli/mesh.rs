@@ -1,6 +1,7 @@
 //! `hyperfabric mesh`: who belongs to the mesh.
 
 use hyperfabric_node::api::model::{Invitation, InviteRequest, Member};
+use hyperfabric_node::client::ClientError;
 use serde_json::json;
 
 use super::args::{Invite, MeshCommand};
@@ -10,8 +11,15 @@ use super::{Context, Failure};
 
 pub(crate) fn run(context: &Context, command: MeshCommand) -> Result<(), Failure> {
     match command {
+        MeshCommand::Create(create) => super::local::create_mesh(context, &create),
+        MeshCommand::Admit(admit) => super::local::admit(context, &admit),
         MeshCommand::Invite(invite) => {
-            let invitation = context.client()?.invite(&request(invite))?;
+            let request = request(invite);
+            let invitation = match context.client() {
+                Ok(client) => client.invite(&request)?,
+                Err(ClientError::NotRunning { .. }) => super::local::invite(context, &request)?,
+                Err(error) => return Err(error.into()),
+            };
             context.out.answer(&invitation, invitation_text)
         }
         MeshCommand::Members => {

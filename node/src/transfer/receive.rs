@@ -250,6 +250,20 @@ impl Receiver {
         Some(incoming.durable())
     }
 
+    /// Takes streams of this attempt of an open transfer from now on, and of no other; `None` takes none.
+    ///
+    /// # Errors
+    /// [`ReceiveError::NotOpen`] when `peer` has no such transfer open.
+    pub fn expect(
+        &self,
+        transfer: TransferId,
+        peer: PeerId,
+        attempt: Option<u32>,
+    ) -> Result<(), ReceiveError> {
+        self.find(transfer, peer)?.set_attempt(attempt);
+        Ok(())
+    }
+
     /// Receives one stream of an attempt, to its end.
     ///
     /// Whatever way it ends, chunks that arrived whole are synced and claimed before it returns; when the future is

@@ -111,6 +111,22 @@ impl FileIdentity {
     }
 }
 
+/// Opens a file or folder for sending, by its path.
+///
+/// # Errors
+/// [`SourceFault::Unreadable`].
+pub fn open_path(path: &std::path::Path, folder: bool) -> Result<OwnedFd, SourceFault> {
+    let kind = if folder {
+        rustix::fs::OFlags::DIRECTORY
+    } else {
+        rustix::fs::OFlags::empty()
+    };
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK | kind;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map_err(|error| SourceFault::unreadable(&RelPath::ROOT, error.into()))
+}
+
 impl FileSource {
     /// Takes an open file.
     ///

@@ -21,7 +21,11 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> StateError {
 
 /// Makes a folder, and those above it, for this user alone.
 pub(super) fn make_private_folder(path: &Path) -> Result<(), StateError> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed(path))
 }
 
 /// Replaces a file with mode 0600 so that, whatever happens, the old or the new content is there.
@@ -52,7 +56,9 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<String>, StateError> {
     if metadata.len() > KEY_FILE_BYTES_MAX {
         return Err(StateError::BadKey(path.to_owned()));
     }
-    Ok(Zeroizing::new(std::fs::read_to_string(path).map_err(failed(path))?))
+    Ok(Zeroizing::new(
+        std::fs::read_to_string(path).map_err(failed(path))?,
+    ))
 }
 
 pub(super) fn write_key(path: &Path, key: &SigningKey) -> Result<(), StateError> {
@@ -64,7 +70,11 @@ pub(super) fn write_key(path: &Path, key: &SigningKey) -> Result<(), StateError>
 pub(super) fn read_key(path: &Path) -> Result<SigningKey, StateError> {
     let text = read_private(path)?;
     let bad = || StateError::BadKey(path.to_owned());
-    let hex = text.trim_end().strip_prefix(KEY_PREFIX).ok_or_else(bad)?.as_bytes();
+    let hex = text
+        .trim_end()
+        .strip_prefix(KEY_PREFIX)
+        .ok_or_else(bad)?
+        .as_bytes();
     let (pairs, rest) = hex.as_chunks::<2>();
     if pairs.len() != 32 || !rest.is_empty() {
         return Err(bad());

@@ -25,7 +25,10 @@ pub struct KnownPeer {
 }
 
 fn decode_all<T: Value>(records: Vec<(Vec<u8>, Vec<u8>)>, what: &'static str) -> Result<Vec<T>, StoreError> {
-    records.into_iter().map(|(_, value)| cbor::from_bytes(&value).map_err(|_| StoreError::Record(what))).collect()
+    records
+        .into_iter()
+        .map(|(_, value)| cbor::from_bytes(&value).map_err(|_| StoreError::Record(what)))
+        .collect()
 }
 
 pub(super) fn tickets(store: &Store) -> Result<Vec<TicketRecord>, StoreError> {
@@ -71,9 +74,16 @@ type AddressList = cbor::List<Address, ADDRESSES_MAX>;
 pub(super) fn known_peers(store: &Store) -> Result<Vec<KnownPeer>, StoreError> {
     let records = store.list(Table::AddressBook)?;
     let peers = records.into_iter().take(KNOWN_PEERS_MAX).map(|(key, value)| {
-        let peer = key.try_into().map(PeerId).map_err(|_| StoreError::Record("peer"))?;
+        let peer = key
+            .try_into()
+            .map(PeerId)
+            .map_err(|_| StoreError::Record("peer"))?;
         let addresses: AddressList = cbor::from_bytes(&value).map_err(|_| StoreError::Record("address"))?;
-        Ok(KnownPeer { peer, addresses: addresses.0, bootstrap: false })
+        Ok(KnownPeer {
+            peer,
+            addresses: addresses.0,
+            bootstrap: false,
+        })
     });
     peers.collect()
 }
@@ -85,7 +95,10 @@ pub(super) fn put_known_peers(store: &Store, peers: &[(PeerId, Vec<Address>)]) -
     let new: Vec<(Vec<u8>, Vec<u8>)> = keep
         .iter()
         .map(|(peer, addresses)| {
-            (peer.0.to_vec(), cbor::to_bytes(&AddressList::truncating(addresses.clone())))
+            (
+                peer.0.to_vec(),
+                cbor::to_bytes(&AddressList::truncating(addresses.clone())),
+            )
         })
         .collect();
     if old == new {

@@ -63,7 +63,10 @@ fn a_damaged_certificate_is_reported_not_ignored() {
     folder.init().unwrap();
     folder.create_mesh("lab", name("first"), NOW).unwrap();
     replace(&folder.certificate_file(), b"hfc1-xyz").unwrap();
-    assert!(matches!(folder.credential(), Err(StateError::BadCredential { .. })));
+    assert!(matches!(
+        folder.credential(),
+        Err(StateError::BadCredential { .. })
+    ));
 }
 
 #[test]
@@ -72,16 +75,28 @@ fn state_changes_are_there_when_the_peer_starts_again() {
     let key = folder.init().unwrap();
     folder.create_mesh("lab", name("first"), NOW).unwrap();
     let store = Store::open(&folder.store_file(), 0).unwrap().store;
-    let grant = Grant { name: name("gpu"), peer: PeerId([4; 32]), serial: Serial([5; 16]), not_after: NOW };
+    let grant = Grant {
+        name: name("gpu"),
+        peer: PeerId([4; 32]),
+        serial: Serial([5; 16]),
+        not_after: NOW,
+    };
     let item = key.sign(hyperfabric_protocol::sign::Domain::Item, b"revoked");
     let changes = [
         StateChange::Grant(grant.clone()),
-        StateChange::Revocation { serial: Serial([6; 16]), item: item.clone() },
+        StateChange::Revocation {
+            serial: Serial([6; 16]),
+            item: item.clone(),
+        },
     ];
     folder.persist(&store, &changes).unwrap();
     let address = Address::new("/ip4/127.0.0.1/udp/1/quic-v1").unwrap();
-    folder.remember_peers(&store, &[(PeerId([1; 32]), vec![address.clone()])]).unwrap();
-    folder.remember_peers(&store, &[(PeerId([2; 32]), vec![address.clone()])]).unwrap();
+    folder
+        .remember_peers(&store, &[(PeerId([1; 32]), vec![address.clone()])])
+        .unwrap();
+    folder
+        .remember_peers(&store, &[(PeerId([2; 32]), vec![address.clone()])])
+        .unwrap();
     drop(store);
     let store = Store::open(&folder.store_file(), 0).unwrap().store;
     let config = folder.fabric_config(&store, String::from("test")).unwrap();
@@ -89,5 +104,12 @@ fn state_changes_are_there_when_the_peer_starts_again() {
     assert_eq!(config.revocations, [item]);
     assert!(config.admitter.is_some());
     let contacts = folder.first_contacts(&store).unwrap();
-    assert_eq!(contacts, [KnownPeer { peer: PeerId([2; 32]), addresses: vec![address], bootstrap: false }]);
+    assert_eq!(
+        contacts,
+        [KnownPeer {
+            peer: PeerId([2; 32]),
+            addresses: vec![address],
+            bootstrap: false
+        }]
+    );
 }

@@ -1,0 +1,404 @@
+//! A running node: the mesh's event loop with transfers, requests and the local API's operations on top.
+//!
+//! [`Node::start`] takes everything that it depends on (runtime, workers, clock, store, storage, wire), so that a
+//! thousand nodes live in one process and tests decide what breaks. The node itself adds no thread.
+
+mod board;
+mod control;
+mod host;
+mod request;
+mod sending;
+mod streams;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use hyperfabric_mesh::clock::Clock;
+use hyperfabric_mesh::driver::{self, DriverConfig, Handle, Stopped};
+use hyperfabric_mesh::gate::MeshGate;
+use hyperfabric_mesh::state::{StateError, StateFolder};
+use hyperfabric_mesh::tls::LeafError;
+use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress, Wire};
+use hyperfabric_protocol::fabric::{Event, Input, RegisterError};
+use hyperfabric_protocol::types::NodeSignature;
+use hyperfabric_protocol::{Address, NodeId, PeerId, TransferId};
+use tokio::sync::broadcast;
+use tokio::task::AbortHandle;
+
+pub use control::NodeControl;
+pub use request::{DATA_BYTES_MAX, DataError, DataHandler, DataRequest};
+pub use sending::{NewTransfer, StartError};
+
+use crate::storage::Storage;
+use crate::store::{OutgoingRecord, Store};
+use crate::transfer::receive::{Parts, Tuning};
+use crate::transfer::{BufferPool, InboxPolicy, Outgoing, ReceiveError, Receiver, Sender};
+use crate::workers::WorkerPool;
+use board::Board;
+use host::NodeHost;
+
+/// Events that a slow listener may be behind.
+const EVENTS_MAX: usize = 1024;
+/// How often the peers connected now are written into the address book.
+const ADDRESS_BOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Who a node is and what it takes.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The peer's folder.
+    pub folder: StateFolder,
+    /// Peers to meet first; each needs its id.
+    pub bootstrap: Vec<PeerAddress>,
+    /// Addresses to announce instead of those of the interfaces.
+    pub announce: Vec<Address>,
+    /// The largest datagram that path MTU discovery tries, in bytes.
+    pub mtu_max: u16,
+    /// What the inbox takes.
+    pub inbox: InboxPolicy,
+    /// What others may use up.
+    pub limits: Limits,
+}
+
+/// What a node runs on.
+#[derive(Clone)]
+pub struct Environment {
+    /// Where its tasks run.
+    pub runtime: tokio::runtime::Handle,
+    /// Where it hashes and touches the disk.
+    pub pool: WorkerPool,
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// What carries its datagrams.
+    pub wire: Arc<dyn Wire>,
+    /// Its records.
+    pub store: Store,
+    /// Its folder for files, with `inbox` and `partial` below.
+    pub storage: Arc<dyn Storage>,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartNodeError {
+    /// Its folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its endpoint does not start.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// Its certificate cannot be made.
+    #[error("cannot make the peer's TLS certificate")]
+    Leaf(#[from] LeafError),
+    /// Its inbox cannot be used.
+    #[error("cannot use the inbox")]
+    Inbox(#[from] ReceiveError),
+    /// A first contact has no peer id.
+    #[error("the bootstrap address {0} does not name its peer: end it with /p2p/<peer id>")]
+    AnonymousBootstrap(SocketAddr),
+}
+
+/// What a node's parts share.
+pub(crate) struct Inner {
+    handle: Handle,
+    folder: StateFolder,
+    store: Store,
+    pool: WorkerPool,
+    clock: Arc<dyn Clock>,
+    storage: Arc<dyn Storage>,
+    receiver: Receiver,
+    sender: Sender,
+    board: Board,
+    /// What is being sent.
+    sources: Mutex<HashMap<TransferId, Arc<Outgoing>>>,
+    /// Transfers of earlier processes whose destinations are not known yet.
+    waiting: Mutex<Vec<OutgoingRecord>>,
+    /// The tasks that send.
+    sending: Mutex<HashMap<TransferId, AbortHandle>>,
+    /// Whose the transfers are that are being received.
+    expected: Mutex<HashMap<TransferId, PeerId>>,
+    handlers: RwLock<HashMap<NodeId, DataHandler>>,
+    requests: request::Budget,
+    events: broadcast::Sender<Event>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running node; clones are handles of the same one.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Node").field(&self.0.handle).finish()
+    }
+}
+
+impl Node {
+    /// Starts a node.
+    ///
+    /// # Errors
+    /// [`StartNodeError`].
+    pub async fn start(config: NodeConfig, environment: Environment) -> Result<Self, StartNodeError> {
+        let Environment {
+            runtime,
+            pool,
+            clock,
+            wire,
+            store,
+            storage,
+        } = environment;
+        for peer in &config.bootstrap {
+            if peer.peer.is_none() {
+                return Err(StartNodeError::AnonymousBootstrap(peer.socket));
+            }
+        }
+        let fabric = config.folder.fabric_config(&store, agent())?;
+        let contacts = config.folder.first_contacts(&store)?;
+        let membership = fabric.membership.as_ref().map(|m| m.to_bytes());
+        let leaf = LeafCell::new(Leaf::generate(&fabric.key, membership.as_deref())?);
+        let gate = MeshGate::new(Arc::clone(&clock));
+        let (endpoint, accepted) = Endpoint::bind(EndpointConfig {
+            wire,
+            identity: fabric.key.clone(),
+            leaf: leaf.clone(),
+            gate: Arc::new(gate.clone()),
+            runtime: runtime.clone(),
+            mtu_max: config.mtu_max,
+            limits: config.limits.clone(),
+        })?;
+        let late: Arc<OnceLock<Weak<Inner>>> = Arc::default();
+        let tuning = Tuning::default();
+        let buffers = BufferPool::new(usize::try_from(tuning.chunk_bytes).unwrap_or(usize::MAX));
+        let parts = Parts {
+            storage: Arc::clone(&storage),
+            store: store.clone(),
+            workers: pool.clone(),
+            buffers: buffers.clone(),
+            policy: config.inbox,
+            tuning,
+            on_durable: host::durable_reporter(Arc::clone(&late)),
+        };
+        let receiver = pool
+            .run(move || Receiver::open(parts))
+            .await
+            .map_err(ReceiveError::from)??;
+        let driver = DriverConfig {
+            fabric,
+            endpoint,
+            accepted,
+            leaf,
+            gate,
+            clock: Arc::clone(&clock),
+            pool: pool.clone(),
+            runtime: runtime.clone(),
+            announce: config.announce,
+            discovery: None,
+        };
+        let mut made = None;
+        let handle = driver::start(driver, |handle| {
+            let inner = Arc::new(Inner {
+                handle: handle.clone(),
+                folder: config.folder.clone(),
+                store: store.clone(),
+                sender: Sender::new(pool.clone(), buffers),
+                pool,
+                clock,
+                storage,
+                receiver,
+                board: Board::new(config.folder.path().to_owned()),
+                sources: Mutex::default(),
+                waiting: Mutex::default(),
+                sending: Mutex::default(),
+                expected: Mutex::default(),
+                handlers: RwLock::default(),
+                requests: request::Budget::default(),
+                events: broadcast::Sender::new(EVENTS_MAX),
+            });
+            // Set once, here, before anything can become durable.
+            let _ = late.set(Arc::downgrade(&inner));
+            made = Some(Arc::clone(&inner));
+            NodeHost::new(inner)
+        });
+        let node = Self(made.expect("start calls the closure once"));
+        for contact in contacts {
+            let KnownPeerParts(peer, addresses, bootstrap) = KnownPeerParts::from(contact);
+            handle
+                .act(move |fabric, now| fabric.learn(now, peer, addresses, bootstrap))
+                .await
+                .unwrap_or_default();
+        }
+        for contact in config.bootstrap {
+            let Some(peer) = contact.peer else { continue };
+            let address = PeerAddress::new(contact.socket).to_address();
+            handle
+                .act(move |fabric, now| fabric.learn(now, peer, vec![address], true))
+                .await
+                .unwrap_or_default();
+        }
+        runtime.spawn(keep_address_book(Arc::downgrade(&node.0)));
+        node.resume_all().await;
+        Ok(node)
+    }
+
+    /// Returns who the peer is.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.0.handle.peer_id()
+    }
+
+    /// Returns the handle to the event loop.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.0.handle
+    }
+
+    /// Returns the multiaddrs under which others can try to reach this node, with its peer id.
+    ///
+    /// # Errors
+    /// When the system does not list its interfaces.
+    pub fn listen_addresses(&self) -> io::Result<Vec<String>> {
+        let id = self.peer_id();
+        Ok(self
+            .0
+            .handle
+            .reachable()?
+            .into_iter()
+            .map(|address| format!("{address}/p2p/{id}"))
+            .collect())
+    }
+
+    /// Follows what happens from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Registers a node that this peer hosts, or replaces its specification.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; `None` when the node is shutting down.
+    pub async fn register(&self, node: NodeSignature) -> Result<(), Option<RegisterError>> {
+        let registered = self
+            .0
+            .handle
+            .act(move |fabric, now| fabric.register(now, node))
+            .await;
+        registered.map_err(|Stopped| None)?.map_err(Some)
+    }
+
+    /// Returns the name that the peer's certificate grants.
+    pub async fn name(&self) -> Option<NodeId> {
+        let name = self
+            .0
+            .handle
+            .act(|fabric, _| fabric.admission().own().map(|(_, m)| m.name.clone()))
+            .await;
+        name.ok().flatten()
+    }
+
+    /// Ends the node: transfers are suspended where they are, connections closed, the port freed.
+    pub async fn stop(&self) {
+        self.0.save_address_book().await;
+        for (_, task) in lock(&self.0.sending).drain() {
+            task.abort();
+        }
+        self.0.handle.stop().await;
+    }
+
+    /// Waits for an event that `wanted` turns into something, or until `limit` has passed.
+    pub(crate) async fn wait_for<T>(
+        mut events: broadcast::Receiver<Event>,
+        limit: Duration,
+        mut wanted: impl FnMut(Event) -> Option<T>,
+    ) -> Option<T> {
+        let wait = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) => {
+                        if let Some(found) = wanted(event) {
+                            return Some(found);
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(limit, wait).await.ok().flatten()
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// A known peer, taken apart.
+struct KnownPeerParts(PeerId, Vec<Address>, bool);
+
+impl From<hyperfabric_mesh::state::KnownPeer> for KnownPeerParts {
+    fn from(known: hyperfabric_mesh::state::KnownPeer) -> Self {
+        Self(known.peer, known.addresses, known.bootstrap)
+    }
+}
+
+impl Inner {
+    fn emit(&self, event: &Event) {
+        // An error means that nobody listens.
+        let _ = self.events.send(event.clone());
+    }
+
+    async fn tell(&self, input: Input) {
+        self.handle.input(input).await;
+    }
+
+    /// Writes the peers connected now into the address book, so that a restarted peer meets them again at once.
+    async fn save_address_book(&self) {
+        let connected = self.handle.act(|fabric, _| {
+            let known = fabric.connected().map(|(peer, _)| {
+                let addresses = fabric
+                    .directory()
+                    .record(&peer)
+                    .map(|r| r.body.addresses.0.clone());
+                (peer, addresses.unwrap_or_default())
+            });
+            known
+                .filter(|(_, addresses)| !addresses.is_empty())
+                .collect::<Vec<_>>()
+        });
+        let Ok(peers) = connected.await else { return };
+        if peers.is_empty() {
+            return;
+        }
+        let (folder, store) = (self.folder.clone(), self.store.clone());
+        let written = self
+            .pool
+            .run_on(crate::workers::Lane::Sync, move || {
+                folder.remember_peers(&store, &peers)
+            })
+            .await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot write the address book"),
+            Err(error) => tracing::warn!(%error, "cannot write the address book"),
+        }
+    }
+}
+
+async fn keep_address_book(inner: Weak<Inner>) {
+    let mut timer = tokio::time::interval(ADDRESS_BOOK_INTERVAL);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        inner.save_address_book().await;
+    }
+}
+
+/// What this program calls itself to its peers.
+fn agent() -> String {
+    format!("hyperfabric/{}", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,338 @@
+//! What the node does for the event loop: durable jobs, payload bytes, requests, and the news of it all.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use hyperfabric_mesh::driver::{Handle, Host};
+use hyperfabric_mesh::{BiStream, ChunkStream as IncomingStream, Connection, StreamCode, StreamKind};
+use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult, Misbehaved};
+use hyperfabric_protocol::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role, TransferEvent};
+use hyperfabric_protocol::{PeerId, TransferId};
+
+use super::streams::{Sink, Stream};
+use super::{Inner, lock, request};
+use crate::transfer::receive::{Durable, OnDurable, Violation};
+use crate::transfer::{Pieces, Prepared, ReceiveError, StreamHeader};
+use crate::workers::Lane;
+
+/// An attempt that no Accept names: a transfer that is being prepared takes no streams yet.
+const NO_ATTEMPT: u32 = u32::MAX;
+
+/// The node as the event loop sees it.
+pub(super) struct NodeHost(Arc<Inner>);
+
+impl NodeHost {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self(inner)
+    }
+}
+
+/// Makes the callback that tells the machine of durable chunks. It is called on worker threads.
+pub(super) fn durable_reporter(late: Arc<OnceLock<Weak<Inner>>>) -> OnDurable {
+    Arc::new(move |transfer: TransferId, durable: &Durable| {
+        let Some(inner) = late.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let Some(peer) = lock(&inner.expected).get(&transfer).copied() else {
+            return;
+        };
+        let have = durable.added.clone();
+        let runtime = inner.handle.runtime().clone();
+        runtime.spawn(async move { inner.tell(Input::ChunksDurable { peer, transfer, have }).await });
+    })
+}
+
+impl Host for NodeHost {
+    fn job(&mut self, peer: &Handle, job: Job) {
+        let inner = Arc::clone(&self.0);
+        peer.runtime().spawn(async move {
+            let result = match job {
+                Job::Persist(persist) => {
+                    let (folder, store) = (inner.folder.clone(), inner.store.clone());
+                    let id = persist.id;
+                    let work = move || folder.persist(&store, &persist.changes);
+                    let ok = match inner.pool.run_on(Lane::Sync, work).await {
+                        Ok(Ok(())) => true,
+                        Ok(Err(error)) => {
+                            tracing::error!(
+                                error = &error as &dyn std::error::Error,
+                                "cannot write the peer's state"
+                            );
+                            false
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "cannot write the peer's state");
+                            false
+                        }
+                    };
+                    JobResult::Persisted { id, ok }
+                }
+                Job::Transfer(job) => JobResult::Transfer(inner.transfer_job(job).await),
+                // The loop runs checks itself.
+                Job::Check { .. } => return,
+            };
+            inner.handle.done(result).await;
+        });
+    }
+
+    fn payload(&mut self, peer: &Handle, order: PayloadOrder) {
+        match order {
+            PayloadOrder::Start {
+                peer: to,
+                transfer,
+                attempt,
+                have,
+            } => {
+                self.stop_sending(transfer);
+                let inner = Arc::clone(&self.0);
+                let task = peer
+                    .runtime()
+                    .spawn(async move { inner.send_payload(to, transfer, attempt, have).await });
+                lock(&self.0.sending).insert(transfer, task.abort_handle());
+            }
+            PayloadOrder::Stop { transfer } => self.stop_sending(transfer),
+            PayloadOrder::Expect {
+                peer: from,
+                transfer,
+                attempt,
+                ..
+            } => {
+                lock(&self.0.expected).insert(transfer, from);
+                if let Err(error) = self.0.receiver.expect(transfer, from, Some(attempt)) {
+                    tracing::debug!(%transfer, %error, "an attempt of a transfer that is not open");
+                }
+            }
+            PayloadOrder::Forget { peer: from, transfer } => {
+                // Not open any more is what is wanted.
+                drop(self.0.receiver.expect(transfer, from, None));
+            }
+        }
+    }
+
+    fn event(&mut self, peer: &Handle, event: &Event) {
+        if let Event::Transfer(event) = event {
+            self.0.board.hear(event, self.0.clock.now());
+            if let TransferEvent::Ended { of, result } = event {
+                lock(&self.0.expected).remove(&of.transfer);
+                if of.role == Role::Sender {
+                    let (inner, id) = (Arc::clone(&self.0), of.transfer);
+                    let outcome = result
+                        .as_ref()
+                        .map(|ended| ended.root)
+                        .map_err(|error| error.fault);
+                    peer.runtime()
+                        .spawn(async move { inner.outgoing_ended(id, outcome).await });
+                }
+            }
+        }
+        if let Event::NodeAppeared { .. } = event {
+            super::sending::resume_waiting(&self.0);
+        }
+        self.0.emit(event);
+    }
+
+    fn bulk(&mut self, peer: &Handle, connection: Connection) {
+        peer.remember_bulk(&connection);
+        let inner = Arc::clone(&self.0);
+        peer.runtime().spawn(inner.serve_bulk(connection));
+    }
+
+    fn request(&mut self, peer: &Handle, from: PeerId, stream: BiStream) {
+        peer.runtime()
+            .spawn(request::answer(Arc::clone(&self.0), from, stream));
+    }
+}
+
+impl NodeHost {
+    fn stop_sending(&self, transfer: TransferId) {
+        if let Some(task) = lock(&self.0.sending).remove(&transfer) {
+            task.abort();
+        }
+    }
+}
+
+impl Inner {
+    async fn transfer_job(&self, job: transfer::Job) -> transfer::JobResult {
+        let wall = self.clock.now().wall;
+        match job {
+            transfer::Job::Prepare {
+                peer,
+                transfer,
+                offer,
+            } => {
+                let prepared = self
+                    .receiver
+                    .prepare(transfer, peer, offer, NO_ATTEMPT, wall)
+                    .await;
+                let result = match prepared {
+                    Ok(Prepared::Ready { have }) => Ok(transfer::Prepared::Ready { have }),
+                    Ok(Prepared::AlreadyDelivered { root, place }) => {
+                        self.board.set_place(transfer, &place);
+                        Ok(transfer::Prepared::Delivered { root })
+                    }
+                    Err(error) => Err(report(transfer, &error)),
+                };
+                transfer::JobResult::Prepared {
+                    peer,
+                    transfer,
+                    result,
+                }
+            }
+            transfer::Job::Seal { peer, transfer, root } => {
+                let result = match self.receiver.seal(transfer, peer, root, wall).await {
+                    Ok(sealed) => {
+                        self.board.set_place(transfer, &sealed.place);
+                        Ok(())
+                    }
+                    Err(error) => Err(report(transfer, &error)),
+                };
+                transfer::JobResult::Sealed {
+                    peer,
+                    transfer,
+                    result,
+                }
+            }
+            transfer::Job::Discard { peer, transfer } => {
+                if let Err(error) = self.receiver.discard(transfer, peer).await {
+                    tracing::warn!(%transfer, error = &error as &dyn std::error::Error, "cannot discard a transfer");
+                }
+                transfer::JobResult::Discarded { peer, transfer }
+            }
+        }
+    }
+
+    async fn send_payload(
+        self: Arc<Self>,
+        peer: PeerId,
+        transfer: TransferId,
+        attempt: u32,
+        have: ChunkRanges,
+    ) {
+        let source = lock(&self.sources).get(&transfer).cloned();
+        let input = match source {
+            Some(source) => match self.try_send_payload(peer, &source, attempt, &have).await {
+                Ok(root) => Input::PayloadSent {
+                    transfer,
+                    attempt,
+                    root,
+                },
+                Err(fault) => Input::PayloadFailed {
+                    peer,
+                    transfer,
+                    role: Role::Sender,
+                    attempt,
+                    fault,
+                },
+            },
+            None => {
+                let fault = Some(Fault::SourceUnreadable);
+                Input::PayloadFailed {
+                    peer,
+                    transfer,
+                    role: Role::Sender,
+                    attempt,
+                    fault,
+                }
+            }
+        };
+        self.tell(input).await;
+    }
+
+    async fn try_send_payload(
+        &self,
+        peer: PeerId,
+        source: &Arc<crate::transfer::Outgoing>,
+        attempt: u32,
+        have: &ChunkRanges,
+    ) -> Result<[u8; 32], Option<Fault>> {
+        let transfer = source.transfer();
+        let connection = self.handle.bulk(peer).await.map_err(|error| {
+            tracing::debug!(%transfer, %peer, error = &error as &dyn std::error::Error, "no connection for the bytes");
+            None
+        })?;
+        let stream = connection.open_uni(StreamKind::Chunks).await.map_err(|_| None)?;
+        let mut sink = Sink(stream);
+        match self.sender.send(source, attempt, have, &mut sink).await {
+            Ok(sent) => Ok(sent.root),
+            Err(error) => {
+                sink.0.reset(StreamCode::Cancelled);
+                let fault = error.fault();
+                tracing::info!(%transfer, error = &error as &dyn std::error::Error, "the bytes stopped");
+                Err(fault)
+            }
+        }
+    }
+
+    /// Takes the chunk streams and requests of a connection that another peer has dialled.
+    async fn serve_bulk(self: Arc<Self>, connection: Connection) {
+        let Some(mut streams) = connection.bulk_streams() else {
+            return;
+        };
+        let peer = connection.peer();
+        let runtime = self.handle.runtime().clone();
+        loop {
+            tokio::select! {
+                Some(stream) = streams.chunks.recv() => {
+                    runtime.spawn(Arc::clone(&self).receive_payload(peer, stream));
+                }
+                Some(stream) = streams.requests.recv() => {
+                    runtime.spawn(request::answer(Arc::clone(&self), peer, stream));
+                }
+                _ = connection.closed() => return,
+            }
+        }
+    }
+
+    async fn receive_payload(self: Arc<Self>, peer: PeerId, stream: IncomingStream) {
+        let opened = Pieces::open(Stream(stream.recv)).await;
+        let Ok(Some((StreamHeader { transfer, attempt }, mut pieces))) = opened else {
+            return;
+        };
+        let received = self.receiver.receive(transfer, peer, attempt, &mut pieces).await;
+        let Err(error) = received else { return };
+        if matches!(error, ReceiveError::NotOpen) {
+            return;
+        }
+        if let ReceiveError::Violation(violation) = &error {
+            tracing::warn!(%peer, %transfer, %violation, "a sender broke the protocol");
+            let violation = match violation {
+                Violation::ChunkDigestMismatch(_) => Misbehaved::ChunkDigest,
+                Violation::IdInUse
+                | Violation::ChunkOutOfRange(_)
+                | Violation::ChunkRepeated(_)
+                | Violation::ChunkLength(_)
+                | Violation::Truncated
+                | Violation::Incomplete(_) => Misbehaved::PayloadFormat,
+            };
+            let fault = error.fault();
+            self.tell(Input::PayloadFailed {
+                peer,
+                transfer,
+                role: Role::Receiver,
+                attempt,
+                fault,
+            })
+            .await;
+            self.tell(Input::Violation { peer, violation }).await;
+            return;
+        }
+        let fault = error.fault();
+        if fault.is_some() {
+            report(transfer, &error);
+        }
+        self.tell(Input::PayloadFailed {
+            peer,
+            transfer,
+            role: Role::Receiver,
+            attempt,
+            fault,
+        })
+        .await;
+    }
+}
+
+/// Logs why a step of an incoming transfer failed, and returns what the sender is told.
+fn report(transfer: TransferId, error: &ReceiveError) -> Fault {
+    let fault = error.fault().unwrap_or(Fault::Storage);
+    tracing::warn!(%transfer, %fault, error = error as &dyn std::error::Error, "an incoming transfer failed");
+    fault
+}

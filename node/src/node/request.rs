@@ -1,0 +1,374 @@
+//! Requests: bytes in memory that a handler at another node answers.
+//!
+//! On a stream of its own the asker sends a header (a big-endian `u32` length and that much CBOR) and the body, and
+//! ends its half; the answerer sends a header and a body back. Small requests travel on the prompt connection, large
+//! ones on the bulk connection, so that they do not stand in the way of small ones. [REQ-1..3]
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use hyperfabric_mesh::driver::BulkError;
+use hyperfabric_mesh::{BiStream, RecvStream, SendStream, StreamCode, StreamError, StreamKind};
+use hyperfabric_protocol::cbor::{self, List, Text, Value};
+use hyperfabric_protocol::error::NodeNotFoundError;
+use hyperfabric_protocol::types::{DataType, PacketPriority};
+use hyperfabric_protocol::{NodeId, PeerId};
+use tokio::sync::Semaphore;
+
+use super::{Inner, Node};
+
+/// The largest body of a request or of its answer, in bytes; larger data is sent as a file.
+pub const DATA_BYTES_MAX: usize = 64 << 20;
+/// Bodies that may be held in memory at once, in bytes, of all requests being received.
+const BODIES_BYTES_MAX: usize = 128 << 20;
+/// The largest header, in bytes.
+const HEADER_BYTES_MAX: usize = 8 * 1024;
+/// How long the header may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a whole request, its handler included, may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A request as its handler gets it.
+#[derive(Clone, Debug)]
+pub struct DataRequest {
+    /// The node that asks; its peer's certificate was checked.
+    pub source: NodeId,
+    /// The node that is asked.
+    pub destination: NodeId,
+    /// What the data is.
+    pub data_type: DataType,
+    /// How urgent it is.
+    pub priority: PacketPriority,
+    /// Short texts beside the data.
+    pub metadata: Vec<(String, String)>,
+    /// The data.
+    pub data: Bytes,
+}
+
+/// Answers the requests of a node: returns the answer's bytes, or what to tell the asker.
+pub type DataHandler = Arc<dyn Fn(DataRequest) -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The destination is not known.
+    #[error(transparent)]
+    NotFound(#[from] NodeNotFoundError),
+    /// The data is too large for a request.
+    #[error("{0} bytes are more than the {DATA_BYTES_MAX} that a request carries: send them as a file")]
+    TooLarge(usize),
+    /// The destination's peer cannot be reached.
+    #[error("the peer of node {0} cannot be reached")]
+    Unreachable(NodeId),
+    /// There is no connection for a large request.
+    #[error(transparent)]
+    Bulk(#[from] BulkError),
+    /// The stream failed.
+    #[error("the request was interrupted")]
+    Stream(#[from] StreamError),
+    /// The answer does not follow the format.
+    #[error("the answer cannot be read")]
+    BadAnswer,
+    /// The destination has no handler for data.
+    #[error("node {0} does not take data: no handler is registered there")]
+    NoHandler(NodeId),
+    /// The handler refused.
+    #[error("node {node} refused: {reason}")]
+    Refused {
+        /// The node.
+        node: NodeId,
+        /// What its handler says.
+        reason: String,
+    },
+    /// It took too long.
+    #[error("node {0} did not answer in time")]
+    TimedOut(NodeId),
+    /// The node is shutting down, or is in no mesh.
+    #[error("this peer is not running as a member of a mesh")]
+    NotRunning,
+}
+
+type ShortText = Text<512>;
+
+/// The header of a request.
+struct Ask {
+    source: NodeId,
+    destination: NodeId,
+    data_type: DataType,
+    priority: PacketPriority,
+    bytes: u64,
+    metadata: List<ShortText, 32>,
+}
+
+impl Value for Ask {
+    fn encode(&self, e: &mut cbor::Encoder) {
+        e.array(6);
+        self.source.encode(e);
+        self.destination.encode(e);
+        self.data_type.encode(e);
+        self.priority.encode(e);
+        e.u64(self.bytes);
+        self.metadata.encode(e);
+    }
+
+    fn decode(d: &mut cbor::Decoder<'_>) -> Result<Self, cbor::DecodeError> {
+        if d.array(6)? != 6 {
+            return Err(cbor::DecodeError::Invalid("request header"));
+        }
+        Ok(Self {
+            source: Value::decode(d)?,
+            destination: Value::decode(d)?,
+            data_type: Value::decode(d)?,
+            priority: Value::decode(d)?,
+            bytes: d.u64()?,
+            metadata: Value::decode(d)?,
+        })
+    }
+}
+
+/// What an answer is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Answered,
+    NoHandler,
+    Refused,
+}
+
+/// The header of an answer.
+struct Answer {
+    status: Status,
+    bytes: u64,
+    reason: ShortText,
+}
+
+impl Value for Answer {
+    fn encode(&self, e: &mut cbor::Encoder) {
+        e.array(3);
+        e.u64(match self.status {
+            Status::Answered => 0,
+            Status::NoHandler => 1,
+            Status::Refused => 2,
+        });
+        e.u64(self.bytes);
+        self.reason.encode(e);
+    }
+
+    fn decode(d: &mut cbor::Decoder<'_>) -> Result<Self, cbor::DecodeError> {
+        if d.array(3)? != 3 {
+            return Err(cbor::DecodeError::Invalid("answer header"));
+        }
+        let status = match d.u64()? {
+            0 => Status::Answered,
+            1 => Status::NoHandler,
+            2 => Status::Refused,
+            _ => return Err(cbor::DecodeError::Invalid("answer status")),
+        };
+        Ok(Self {
+            status,
+            bytes: d.u64()?,
+            reason: Value::decode(d)?,
+        })
+    }
+}
+
+/// Bounds the memory of requests being received.
+pub(crate) struct Budget(Arc<Semaphore>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(BODIES_BYTES_MAX)))
+    }
+}
+
+async fn write(send: &mut SendStream, header: &impl Value, body: Bytes) -> Result<(), StreamError> {
+    let header = cbor::to_bytes(header);
+    let length = u32::try_from(header.len()).unwrap_or(u32::MAX).to_be_bytes();
+    send.write_all(&length).await?;
+    send.write_chunks(&mut [Bytes::from(header), body]).await?;
+    send.finish();
+    Ok(())
+}
+
+async fn read_header<T: Value>(recv: &mut RecvStream) -> Result<T, DataError> {
+    let mut length = [0; 4];
+    recv.read_exact(&mut length).await?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > HEADER_BYTES_MAX {
+        return Err(DataError::BadAnswer);
+    }
+    let mut header = vec![0; length];
+    recv.read_exact(&mut header).await?;
+    cbor::from_bytes(&header).map_err(|_| DataError::BadAnswer)
+}
+
+async fn read_body(recv: &mut RecvStream, bytes: u64) -> Result<Bytes, DataError> {
+    let length = usize::try_from(bytes)
+        .ok()
+        .filter(|n| *n <= DATA_BYTES_MAX)
+        .ok_or(DataError::BadAnswer)?;
+    let body = recv.read_to_end(length).await?;
+    if body.len() == length {
+        Ok(body.into())
+    } else {
+        Err(DataError::BadAnswer)
+    }
+}
+
+impl Node {
+    /// Answers the requests that reach `node` with `handler`, from now on.
+    pub fn on_data(&self, node: NodeId, handler: DataHandler) {
+        self.0
+            .handlers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, handler);
+    }
+
+    /// Sends bytes to a node and returns its handler's answer. Up to `prompt_max` bytes travel beside the control
+    /// frames, more on the connection for transfers.
+    ///
+    /// # Errors
+    /// [`DataError`].
+    pub async fn request(
+        &self,
+        request: DataRequest,
+        prompt_max: usize,
+        wait: Duration,
+    ) -> Result<Bytes, DataError> {
+        let node = request.destination.clone();
+        if request.data.len() > DATA_BYTES_MAX {
+            return Err(DataError::TooLarge(request.data.len()));
+        }
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.try_request(request, prompt_max, wait)).await;
+        answer.map_err(|_| DataError::TimedOut(node))?
+    }
+
+    async fn try_request(
+        &self,
+        request: DataRequest,
+        prompt_max: usize,
+        wait: Duration,
+    ) -> Result<Bytes, DataError> {
+        let node = request.destination.clone();
+        let peer = self.find_host(&node, wait).await.map_err(|error| match error {
+            super::StartError::NotFound(error) => error.into(),
+            _ => DataError::NotRunning,
+        })?;
+        let connection = self
+            .connect(peer, wait)
+            .await
+            .ok_or_else(|| DataError::Unreachable(node.clone()))?;
+        let connection = if request.data.len() <= prompt_max {
+            connection
+        } else {
+            self.0.handle.bulk(peer).await?
+        };
+        let mut stream = connection.open_bi(StreamKind::Request).await?;
+        let texts = request
+            .metadata
+            .iter()
+            .flat_map(|(k, v)| [ShortText::truncating(k), ShortText::truncating(v)]);
+        let ask = Ask {
+            source: request.source,
+            destination: request.destination,
+            data_type: request.data_type,
+            priority: request.priority,
+            bytes: request.data.len() as u64,
+            metadata: List::truncating(texts.collect()),
+        };
+        write(&mut stream.send, &ask, request.data).await?;
+        let answer: Answer = read_header(&mut stream.recv).await?;
+        match answer.status {
+            Status::Answered => read_body(&mut stream.recv, answer.bytes).await,
+            Status::NoHandler => Err(DataError::NoHandler(node)),
+            Status::Refused => Err(DataError::Refused {
+                node,
+                reason: answer.reason.0,
+            }),
+        }
+    }
+}
+
+/// Answers one request.
+pub(super) async fn answer(inner: Arc<Inner>, from: PeerId, mut stream: BiStream) {
+    let answered = tokio::time::timeout(REQUEST_TIMEOUT, try_answer(&inner, from, &mut stream)).await;
+    match answered {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(peer = %from, error = &error as &dyn std::error::Error, "a request failed");
+            stream.refuse(StreamCode::Violation);
+        }
+        Err(_) => stream.refuse(StreamCode::Busy),
+    }
+}
+
+async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> Result<(), DataError> {
+    let header = tokio::time::timeout(HEADER_TIMEOUT, read_header::<Ask>(&mut stream.recv)).await;
+    let ask = header.map_err(|_| DataError::BadAnswer)??;
+    let length = u32::try_from(ask.bytes)
+        .ok()
+        .filter(|n| *n as usize <= DATA_BYTES_MAX)
+        .ok_or(DataError::BadAnswer)?;
+    // [REQ-2] Nobody asks in another's name.
+    let source = ask.source.clone();
+    let own = inner
+        .handle
+        .act(move |f, _| {
+            f.directory()
+                .member(&from)
+                .is_some_and(|m| source.is_within(&m.name))
+        })
+        .await;
+    if !own.unwrap_or(false) {
+        return Err(DataError::BadAnswer);
+    }
+    let room = Arc::clone(&inner.requests.0)
+        .acquire_many_owned(length)
+        .await
+        .map_err(|_| DataError::NotRunning)?;
+    let data = read_body(&mut stream.recv, ask.bytes).await?;
+    let handler = inner
+        .handlers
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&ask.destination)
+        .cloned();
+    let texts: Vec<String> = ask.metadata.0.into_iter().map(|text| text.0).collect();
+    let pairs: HashMap<String, String> = texts
+        .chunks_exact(2)
+        .map(|p| (p[0].clone(), p[1].clone()))
+        .collect();
+    let (status, reason, body) = match handler {
+        None => (Status::NoHandler, String::new(), Bytes::new()),
+        Some(handler) => {
+            let request = DataRequest {
+                source: ask.source,
+                destination: ask.destination,
+                data_type: ask.data_type,
+                priority: ask.priority,
+                metadata: pairs.into_iter().collect(),
+                data,
+            };
+            match handler(request).await {
+                Ok(body) if body.len() <= DATA_BYTES_MAX => (Status::Answered, String::new(), body),
+                Ok(_) => (
+                    Status::Refused,
+                    "the answer is too large".to_owned(),
+                    Bytes::new(),
+                ),
+                Err(reason) => (Status::Refused, reason, Bytes::new()),
+            }
+        }
+    };
+    drop(room);
+    let answer = Answer {
+        status,
+        bytes: body.len() as u64,
+        reason: ShortText::truncating(&reason),
+    };
+    write(&mut stream.send, &answer, body).await?;
+    Ok(())
+}
