@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use hyperfabric_protocol::NodeId;
+use hyperfabric_protocol::cert::MESH_NAME_BYTES_MAX;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
@@ -15,8 +16,6 @@ use super::{Accept, Backend, FabricConfig, MTU_MAX, MTU_MIN};
 
 /// The longest list that a key takes.
 const LIST_MAX: usize = 256;
-/// The longest name of an open mesh, in bytes.
-const MESH_NAME_BYTES_MAX: usize = 64;
 /// The largest number that a count in `limits` takes.
 const COUNT_MAX: u32 = 65_536;
 
@@ -39,12 +38,12 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "mesh",
         help: "The open mesh to be part of; a mesh with tickets is named by the certificate instead.",
-        allowed: "a name of 1 to 64 printable characters without spaces, or null",
+        allowed: "a name of 1 to 64 bytes without control characters, or null",
         get: |c| json!(c.mesh),
         set: |c, v| {
             c.mesh = optional(v, |name: String| {
-                let graphic = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
-                (graphic && name.len() <= MESH_NAME_BYTES_MAX).then_some(name)
+                let plain = !name.is_empty() && !name.chars().any(char::is_control);
+                (plain && name.len() <= MESH_NAME_BYTES_MAX).then_some(name)
             })?;
             Some(())
         },

@@ -34,7 +34,7 @@ fn what_is_saved_is_what_is_loaded() {
     let path = folder.path().join("config.yaml");
     let config = FabricConfig {
         node_name: Some(NodeId::new("rack-1/host").unwrap()),
-        mesh: Some("#lab:1".to_owned()),
+        mesh: Some("# lab: 1".to_owned()),
         listen: vec!["[::]:4001".parse().unwrap(), "10.0.0.1:0".parse().unwrap()],
         bootstrap: vec![Address::new("/ip4/192.0.2.1/udp/4001/quic-v1").unwrap()],
         api_listen: "[::1]:7070".parse().unwrap(),
@@ -107,7 +107,7 @@ fn a_bad_value_is_named_with_its_key_and_what_is_allowed() {
         "`transport.mtu_max` cannot be 64000: expected a number from 1200 to 9000"
     );
     for text in [
-        "mesh: \"two words\"",
+        "mesh: \"two\\nlines\"",
         "mesh: 7",
         "listen: []",
         "listen: localhost",

@@ -45,7 +45,7 @@ fn check(name: &str, value: impl Serialize) {
 }
 
 #[test]
-fn every_shape_is_described_as_it_is() {
+fn every_shape_of_nodes_and_peers_is_described_as_it_is() {
     let mut full = node_record("a");
     full.signature.memory_gb = Some(1.5);
     full.signature.compute_units = Some(1);
@@ -157,6 +157,10 @@ fn the_fields_that_scripts_rely_on_keep_their_names() {
             "resumed_bytes": 0,
         })
     );
+}
+
+#[test]
+fn every_shape_of_transfers_members_and_errors_is_described_as_it_is() {
     let order: SendOrder = serde_json::from_value(json!({ "to": "b" })).unwrap();
     assert_eq!(order.wait_ms, WAIT_MS_DEFAULT);
     assert_eq!(serde_json::to_value(&order).unwrap()["type"], "generic");
