@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hyperfabric_protocol::sign::SIGNED_BYTES_MAX;
 use hyperfabric_protocol::{MeshId, PeerId};
+use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, MessageId, ValidationMode};
 use libp2p::kad::{self, store::MemoryStore, store::MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
@@ -23,9 +24,11 @@ pub(super) const RECORDS_MAX: usize = 1024;
 /// How long a stored record lives unless its publisher puts it again.
 pub(super) const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
 /// Peers that a record is stored at, and that a query converges on. Kademlia's 20 serves networks whose peers come and go by the minute.
-const REPLICAS: NonZeroUsize = NonZeroUsize::new(8).expect("8 > 0");
+const REPLICAS: NonZeroUsize = NonZeroUsize::new(4).expect("4 > 0");
 /// Peers that a query asks at once.
 const PARALLELISM: NonZeroUsize = NonZeroUsize::new(2).expect("2 > 0");
+/// Peers that queries may wait to meet at once.
+const WISHES_MAX: u32 = 16;
 /// A record, and 20 closer peers with their addresses.
 const KAD_PACKET_BYTES_MAX: usize = 64 * 1024;
 /// Room for the envelope of a gossiped record.
@@ -44,6 +47,7 @@ pub(super) struct Behaviour {
     pub(super) gossip:
         gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>,
     pub(super) identify: identify::Behaviour,
+    wishes: connection_limits::Behaviour,
 }
 
 impl Behaviour {
@@ -52,8 +56,19 @@ impl Behaviour {
             kad: kademlia(peer, mesh, server),
             gossip: gossip(mesh),
             identify: identification(peer),
+            wishes: connection_limits::Behaviour::new(wishes(false)),
         }
     }
+
+    /// Lets queries meet peers, or keeps them to those that are connected.
+    pub(super) fn allow_wishes(&mut self, allowed: bool) {
+        *self.wishes.limits_mut() = wishes(allowed);
+    }
+}
+
+/// Denied here, a dial costs a peer none of its known addresses; an error of the transport would.
+fn wishes(allowed: bool) -> ConnectionLimits {
+    ConnectionLimits::default().with_max_pending_outgoing(Some(if allowed { WISHES_MAX } else { 0 }))
 }
 
 /// Kademlia's protocol name: meshes do not mix.

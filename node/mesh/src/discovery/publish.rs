@@ -30,6 +30,10 @@ pub(super) struct Put {
 }
 
 impl Put {
+    pub(super) fn is_running(&self) -> bool {
+        !self.queries.is_empty()
+    }
+
     /// Takes the end of a query, if it is one of this put.
     pub(super) fn ended(&mut self, id: QueryId, stored: bool) {
         self.stored |= self.queries.remove(&id) && stored;
@@ -134,11 +138,12 @@ impl Task {
             queries,
             stored: false,
         });
+        self.allow_wishes();
     }
 
     /// A new peer may store what nobody has stored yet.
     pub(super) fn put_again_if_in_vain(&mut self) {
-        let in_vain = |put: &Put| !put.stored && put.queries.is_empty();
+        let in_vain = |put: &Put| !put.stored && !put.is_running();
         if self.put.as_ref().is_some_and(in_vain) {
             self.put_record();
         }

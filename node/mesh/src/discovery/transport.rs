@@ -34,7 +34,7 @@ const ADDRESSES_MAX: usize = 8;
 /// New wishes a second, in the long run: a query needs a handful of them.
 const WISHES_PER_SECOND: u32 = 1;
 /// New wishes at once.
-const WISHES_BURST: u32 = 32;
+const WISHES_BURST: u32 = 16;
 
 /// Why a wish of the swarm was not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
