@@ -178,6 +178,8 @@ pub struct Admission {
     pending: BTreeMap<u64, Pending>,
     next_persist: u64,
     renew_after: Instant,
+    /// Who was asked for a longer certificate.
+    renewing: Option<PeerId>,
     random: Random,
     transmits: VecDeque<(ConnId, Frame)>,
     events: VecDeque<Event>,
@@ -208,6 +210,7 @@ impl Admission {
             pending: BTreeMap::new(),
             next_persist: 0,
             renew_after: Instant(0),
+            renewing: None,
             random,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -546,6 +549,7 @@ impl Admission {
             let request = RenewRequest {
                 membership: membership.clone(),
             };
+            self.renewing = Some(peer);
             self.transmits.push_back((conn, Frame::RenewRequest(request)));
         }
     }
@@ -583,9 +587,44 @@ impl Admission {
         self.transmits.push_back((conn, Frame::RenewReply(reply)));
     }
 
-    /// Takes a renewed certificate.
-    pub fn handle_renew_reply(&mut self, now: Now, reply: JoinReply) {
-        if let (Some(membership), Some(root)) = (reply.membership, self.root.clone()) {
+    /// Takes a renewed certificate, when it was asked for, from whom it was asked, and only if it is the same one with
+    /// a later end: an old one could be replayed.
+    pub fn handle_renew_reply(&mut self, now: Now, peer: PeerId, reply: JoinReply) {
+        if self.renewing.take_if(|asked| *asked == peer).is_none() {
+            return;
+        }
+        let (Some(membership), Some(root), Some((_, own))) = (reply.membership, self.root.clone(), &self.own)
+        else {
+            return;
+        };
+        let shown = Membership::verify(&cbor::to_bytes(&membership), &root, &self.key.peer_id(), now.wall);
+        let longer =
+            |new: &Member| new.name == own.name && new.serial == own.serial && new.not_after > own.not_after;
+        if shown.is_ok_and(|new| longer(&new)) {
+            self.adopt(now, root, membership, None);
+        }
+    }
+
+    /// Extends this peer's own certificate when it is time and nobody else has to be asked: in an open mesh, and at an
+    /// admitter that certified itself.
+    pub fn renew_own(&mut self, now: Now) {
+        let Some((_, member)) = &self.own else {
+            return;
+        };
+        let due = member.not_after.since(now.wall) < RENEW_BEFORE && self.renew_after <= now.mono;
+        let (name, serial, itself) = (member.name.clone(), member.serial, member.admitter == member.peer);
+        let Some(root) = self.root.clone().filter(|_| due && itself) else {
+            return;
+        };
+        self.renew_after = now.mono.after(RENEW_RETRY);
+        let peer = self.key.peer_id();
+        let membership = if root.is_open() {
+            Some(Membership::open(&root, &self.key, name, now.wall))
+        } else {
+            self.certify(now, peer, name, Some(serial))
+                .map(|(membership, _)| membership)
+        };
+        if let Some(membership) = membership {
             self.adopt(now, root, membership, None);
         }
     }
@@ -640,6 +679,7 @@ impl Admission {
                     peer,
                     secret_hash,
                     name,
+                    renew,
                     ..
                 }),
                 false,
@@ -653,7 +693,12 @@ impl Admission {
                     membership: None,
                     refusal: Some(JoinRefusal::Storage),
                 };
-                self.transmits.push_back((conn, Frame::JoinReply(reply)));
+                let frame = if renew {
+                    Frame::RenewReply(reply)
+                } else {
+                    Frame::JoinReply(reply)
+                };
+                self.transmits.push_back((conn, frame));
             }
             (Some(Pending::Own { member, membership }), true) => {
                 self.own = Some((membership, member.clone()));

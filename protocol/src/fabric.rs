@@ -300,7 +300,9 @@ impl Fabric {
             })
             .map(|c| c.peer)
             .collect();
+        self.admission.renew_own(now);
         for peer in ended {
+            self.events.push_back(Event::Expired { peer });
             self.neighbors_input(now, neighbors::Input::Remove { peer });
         }
         let links: Vec<(PeerId, ConnId)> = self.connected().collect();
@@ -384,7 +386,8 @@ impl Fabric {
         };
         let outcome = match Frame::from_bytes(bytes) {
             Ok(Some(frame)) => self.route_frame(now, conn, &state, frame),
-            Ok(None) => Ok(()),
+            Ok(None) if state.greeted || state.purpose == Purpose::Join => Ok(()),
+            Ok(None) => Err(Misbehaved::OutOfOrder),
             Err(error) => Err(Misbehaved::Frame(error)),
         };
         if let Err(violation) = outcome {
@@ -438,7 +441,7 @@ impl Fabric {
             Frame::RenewRequest(request) if !joining => {
                 self.admission.handle_renew_request(now, conn, peer, &request);
             }
-            Frame::RenewReply(reply) if !joining => self.admission.handle_renew_reply(now, reply),
+            Frame::RenewReply(reply) if !joining => self.admission.handle_renew_reply(now, peer, reply),
             Frame::Offer(offer) if !joining => self.handle_offer(now, state, offer)?,
             Frame::Accept(_)
             | Frame::Progress(_)

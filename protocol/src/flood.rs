@@ -42,6 +42,10 @@ pub const ITEMS_MAX: usize = 200_000;
 pub const ITEMS_PER_ORIGIN_MAX: usize = 10_000;
 /// The most items that wait for their signature check; more are dropped and come back with the next comparison.
 const CHECKS_PENDING_MAX: usize = 8192;
+/// The longest that a version of a record may count: its origin publishes it again long before.
+pub const RECORD_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The longest that a revocation may count: longer than any certificate.
+pub const REVOCATION_LIFETIME_MAX: Duration = Duration::from_secs(3 * 366 * 24 * 3600);
 /// How often two neighbors compare their databases again.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often expired items are looked for.
@@ -328,7 +332,13 @@ impl Flood {
         signed: Signed,
     ) -> Result<(), FloodViolation> {
         // [FLOOD-7] Too old, or from a clock that is too far ahead: not wrong, but not taken either.
-        if item.expires() <= now.wall || item.issued > now.wall.after(CLOCK_SKEW_MAX) {
+        let lifetime_max = match item.kind {
+            ItemKind::Record => RECORD_LIFETIME_MAX,
+            ItemKind::Revocation => REVOCATION_LIFETIME_MAX,
+            ItemKind::Other(_) => return Ok(()),
+        };
+        let too_long = item.expires().since(item.issued) > lifetime_max;
+        if too_long || item.expires() <= now.wall || item.issued > now.wall.after(CLOCK_SKEW_MAX) {
             return Ok(());
         }
         let known = self.items.get(&key).map(|entry| (entry.sequence, entry.accepted));
@@ -353,8 +363,8 @@ impl Flood {
             }
             return self.count_early(conn, key.origin == peer);
         }
-        if known.is_none() {
-            self.check_room(&key, peer)?;
+        if known.is_none() && !self.has_room(&key, peer)? {
+            return Ok(());
         }
         if self.checks.len() < CHECKS_PENDING_MAX && self.items.len() < ITEMS_MAX {
             self.checking.insert(key, item.sequence);
@@ -374,14 +384,14 @@ impl Flood {
     }
 
     // [FLOOD-12]
-    fn check_room(&self, key: &ItemKey, peer: PeerId) -> Result<(), FloodViolation> {
+    fn has_room(&self, key: &ItemKey, peer: PeerId) -> Result<bool, FloodViolation> {
         let first = ItemKey { id: 0, ..*key };
         let last = ItemKey { id: u64::MAX, ..*key };
         let full = self.items.range(first..=last).take(ITEMS_PER_ORIGIN_MAX).count() == ITEMS_PER_ORIGIN_MAX;
         if full && key.origin == peer {
             Err(FloodViolation::TooMany)
         } else {
-            Ok(())
+            Ok(!full)
         }
     }
 
@@ -405,7 +415,7 @@ impl Flood {
                 {
                     return Ok(());
                 }
-                if key.origin == self.local {
+                if key.origin == self.local && key.kind == ItemKind::Record {
                     // [FLOOD-9] An own item from before a loss of state.
                     self.floors.insert(key, item.sequence);
                     self.events.push_back(Event::Reclaim(key));
@@ -415,8 +425,14 @@ impl Flood {
                 self.events.push_back(Event::Accepted { key, content });
                 Ok(())
             }
-            Err(ItemFault::Forged | ItemFault::Malformed(_)) => Err((from, FloodViolation::Forged)),
-            Err(ItemFault::Membership(_) | ItemFault::OutsideGrant | ItemFault::NotAnAdmitter) => Ok(()),
+            Err(ItemFault::Forged) => Err((from, FloodViolation::Forged)),
+            // What a newer peer says may be unreadable here: the signature is right, so nobody is to blame.
+            Err(
+                ItemFault::Malformed(_)
+                | ItemFault::Membership(_)
+                | ItemFault::OutsideGrant
+                | ItemFault::NotAnAdmitter,
+            ) => Ok(()),
         }
     }
 

@@ -207,6 +207,11 @@ impl Connection {
         }
     }
 
+    /// Bounds what may be in flight towards the peer, in bytes.
+    pub fn set_send_window(&self, bytes: u64) {
+        self.core().quic.set_send_window(bytes);
+    }
+
     /// Closes at once: streams end, unsent data is dropped, the peer is told `reason`. Only the first close counts.
     pub fn close(&self, reason: CloseReason) {
         self.core().close(reason);

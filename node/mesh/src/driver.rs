@@ -389,7 +389,12 @@ impl<H: Host> Driver<H> {
             }
             Event::Misbehaved { peer, violation } => {
                 tracing::warn!(%peer, %violation, "a peer broke the protocol and is cut off");
+                self.gate.ban(*peer);
                 self.handle.close_bulk(peer, CloseReason::Violation);
+            }
+            Event::Expired { peer } => {
+                tracing::info!(%peer, "a member's certificate has expired");
+                self.handle.close_bulk(peer, CloseReason::Revoked);
             }
             Event::Refused { peer, error } => tracing::info!(%peer, %error, "refused a peer"),
             Event::Joined(_) => self.show_membership(),
@@ -422,6 +427,7 @@ impl<H: Host> Driver<H> {
     }
 
     fn look_at_addresses(&mut self) {
+        self.handle.close_idle_bulk();
         let addresses = if self.announce.is_empty() {
             match self.handle.reachable() {
                 Ok(addresses) => addresses,

@@ -261,11 +261,13 @@ impl Node {
             .connect(peer, wait)
             .await
             .ok_or_else(|| DataError::Unreachable(node.clone()))?;
-        let connection = if request.data.len() <= prompt_max {
-            connection
+        // The lease keeps the connection open until the answer is there.
+        let lease = if request.data.len() <= prompt_max {
+            None
         } else {
-            self.0.handle.bulk(peer).await?
+            Some(self.0.handle.bulk(peer).await?)
         };
+        let connection = lease.as_deref().unwrap_or(&connection);
         let mut stream = connection.open_bi(StreamKind::Request).await?;
         let texts = request
             .metadata

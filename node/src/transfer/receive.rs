@@ -122,6 +122,9 @@ pub enum ReceiveError {
     /// The payload has more chunks than can be received.
     #[error("the payload is too large")]
     TooLarge,
+    /// The transfer was offered before with another size, name or time: the source is not what it was. [XFER-5]
+    #[error("the offer differs from the one that began the transfer")]
+    OfferChanged,
     /// The sender broke the rules.
     #[error("the sender broke the protocol")]
     Violation(#[from] Violation),
@@ -153,6 +156,7 @@ impl ReceiveError {
             Self::Cancelled => Fault::Cancelled,
             Self::Refused(refusal) => refusal.fault(),
             Self::TooLarge => Fault::NoSpace,
+            Self::OfferChanged => Fault::SourceChanged,
             Self::Violation(Violation::ChunkDigestMismatch(_)) | Self::RootMismatch => Fault::DigestMismatch,
             Self::Violation(_) => Fault::Violation,
             Self::Manifest(_) => Fault::BadManifest,
@@ -425,6 +429,9 @@ impl Attempt<'_> {
                 else {
                     unreachable!("only a chunk can be completed as a chunk")
                 };
+                if self.incoming.is_known(header.index) {
+                    return Ok(());
+                }
                 self.store(header, buffer).await
             }
         }

@@ -273,7 +273,14 @@ fn a_certificate_is_renewed_before_it_ends_with_the_same_serial() {
     let Some((_, Frame::RenewReply(reply))) = admitter.poll_transmit() else {
         panic!("no reply")
     };
-    member.handle_renew_reply(late, reply);
+    member.handle_renew_reply(late, key(4).peer_id(), reply.clone());
+    settle(&mut member, true);
+    assert_eq!(
+        member.own().unwrap().1.not_after,
+        NOW.wall.after(CERTIFICATE_VALIDITY),
+        "nobody else was asked"
+    );
+    member.handle_renew_reply(late, key(2).peer_id(), reply);
     settle(&mut member, true);
     let renewed = member.own().unwrap().1;
     assert_eq!(renewed.serial, serial);
@@ -293,4 +300,37 @@ fn a_stranger_cannot_renew_a_certificate_that_it_does_not_hold() {
         (reply.membership, reply.refusal),
         (None, Some(JoinRefusal::NotAnAdmitter))
     );
+}
+
+#[test]
+fn a_renewal_that_could_not_be_written_is_answered_as_a_renewal() {
+    let mut admitter = admitter();
+    let (membership, _) = admitter.admit(NOW, key(3).peer_id(), id("m"), None).unwrap();
+    settle(&mut admitter, true);
+    admitter.handle_renew_request(NOW, CONN, key(3).peer_id(), &RenewRequest { membership });
+    settle(&mut admitter, false);
+    let Some((_, Frame::RenewReply(reply))) = admitter.poll_transmit() else {
+        panic!("no renewal reply")
+    };
+    assert_eq!(reply.refusal, Some(JoinRefusal::Storage));
+}
+
+#[test]
+fn a_member_of_an_open_mesh_renews_by_itself() {
+    let root = MeshRoot::Open {
+        name: String::from("playground"),
+    };
+    let membership = Membership::open(&root, &key(3), id("me"), NOW.wall);
+    let mut member = joiner(3);
+    member.adopt(NOW, root, membership, None);
+    settle(&mut member, true);
+    member.renew_own(NOW);
+    assert!(member.poll_job().is_none(), "it is not time yet");
+    let late = Now {
+        mono: Instant(1),
+        wall: NOW.wall.after(CERTIFICATE_VALIDITY - RENEW_BEFORE / 2),
+    };
+    member.renew_own(late);
+    settle(&mut member, true);
+    assert!(member.own().unwrap().1.not_after > NOW.wall.after(CERTIFICATE_VALIDITY));
 }

@@ -305,6 +305,11 @@ pub enum Event {
         /// How.
         violation: Misbehaved,
     },
+    /// A connected peer's membership has run out.
+    Expired {
+        /// The peer.
+        peer: PeerId,
+    },
     /// A node can be addressed.
     NodeAppeared {
         /// The node.

@@ -97,11 +97,11 @@ impl Fabric {
             },
             flood::Event::Expired(key) => match key.kind {
                 ItemKind::Record => self.directory.remove(&key.origin),
-                ItemKind::Revocation => {}
+                ItemKind::Revocation | ItemKind::Other(_) => {}
             },
             flood::Event::Reclaim(key) => match key.kind {
                 ItemKind::Record => self.publish_record(now),
-                ItemKind::Revocation => {}
+                ItemKind::Revocation | ItemKind::Other(_) => {}
             },
         }
     }

@@ -120,6 +120,7 @@ pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<(Item,
     let content = match item.kind {
         ItemKind::Record => Content::Record(check_record(&item, root, origin, now)?),
         ItemKind::Revocation => Content::Revocation(check_revocation(&item, root, origin, now)?),
+        ItemKind::Other(_) => return Err(DecodeError::Invalid("item kind").into()),
     };
     Ok((item, content))
 }

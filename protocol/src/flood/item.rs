@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use crate::cbor::{self, Blob, DecodeError, wire_enum, wire_map};
+use crate::cbor::{self, Blob, DecodeError, Decoder, Encoder, Value, wire_map};
 use crate::sign::Signed;
 use crate::{PeerId, UnixMillis};
 
@@ -16,9 +16,26 @@ pub enum ItemKind {
     Record,
     /// The end of a membership ([`super::Revocation`]).
     Revocation,
+    /// Something that a newer peer knows of: neither kept nor forwarded, and nobody's fault.
+    Other(u64),
 }
 
-wire_enum!(ItemKind { Record = 1, Revocation = 2 });
+impl Value for ItemKind {
+    fn encode(&self, e: &mut Encoder) {
+        e.u64(match self {
+            Self::Record => 1,
+            Self::Revocation => 2,
+            Self::Other(code) => *code,
+        });
+    }
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Ok(match d.u64()? {
+            1 => Self::Record,
+            2 => Self::Revocation,
+            code => Self::Other(code),
+        })
+    }
+}
 
 /// Which item, whatever its version. Ordered by origin first, so that a bucket is a range. [FLOOD-1]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

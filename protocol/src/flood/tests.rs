@@ -395,3 +395,43 @@ fn membership_of_the_records_is_really_checked() {
         Err(ItemFault::Membership(_))
     ));
 }
+
+#[test]
+fn what_a_newer_peer_floods_is_skipped_without_blame() {
+    let mut net = Net::new(2);
+    let link = net.link(0, 1);
+    net.run(Duration::from_millis(50));
+    let newer = Item::new(
+        ItemKind::Other(77),
+        0,
+        1,
+        START.wall,
+        Duration::from_secs(9),
+        b"?",
+    );
+    let unreadable = Item::new(ItemKind::Record, 0, 1, START.wall, Duration::from_secs(9), b"?");
+    for item in [newer, unreadable] {
+        let signed = key(0).sign(Domain::Item, &crate::cbor::to_bytes(&item));
+        let frame = Frame::Items(Items {
+            items: List(vec![signed]),
+        });
+        net.deliver(1, ConnId(link), key(0).peer_id(), &frame);
+        net.run(Duration::from_millis(50));
+    }
+    assert_eq!(net.violations, []);
+    assert!(net.peers[1].1.is_empty());
+}
+
+#[test]
+fn a_record_that_claims_to_count_for_years_is_not_taken() {
+    let mut net = Net::new(2);
+    net.link(0, 1);
+    let signer = key(0);
+    let years = Duration::from_secs(2 * 366 * 24 * 3600);
+    net.peers[0]
+        .1
+        .publish(START, &signer, ItemKind::Record, 0, years, &record(0));
+    net.run(Duration::from_secs(1));
+    assert!(net.peers[1].1.is_empty());
+    assert_eq!(net.violations, []);
+}

@@ -225,12 +225,12 @@ impl NodeSignature {
         if !(self.bandwidth_gbps > 0.0 && self.bandwidth_gbps * 1e6 < WIRE_MAX) {
             return Err(InvalidNode::Bandwidth);
         }
-        for (name, value) in [
-            ("memory_gb", self.memory_gb),
-            ("power_watts", self.power_watts),
-            ("quantum_coherence_time_us", self.quantum_coherence_time_us),
+        for (name, value, factor) in [
+            ("memory_gb", self.memory_gb, 1e9),
+            ("power_watts", self.power_watts, 1e3),
+            ("quantum_coherence_time_us", self.quantum_coherence_time_us, 1e3),
         ] {
-            if value.is_some_and(|v| !(v >= 0.0 && v * 1e9 < WIRE_MAX)) {
+            if value.is_some_and(|v| !(v >= 0.0 && v * factor < WIRE_MAX)) {
                 return Err(InvalidNode::Quantity(name));
             }
         }

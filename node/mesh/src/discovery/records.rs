@@ -26,7 +26,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Signed, Item)> {
 pub(super) fn body(item: &Item) -> Option<RecordBody> {
     match item.kind {
         ItemKind::Record => cbor::from_bytes(&item.body).ok(),
-        ItemKind::Revocation => None,
+        ItemKind::Revocation | ItemKind::Other(_) => None,
     }
 }
 

@@ -168,8 +168,11 @@ impl Receiver {
         let Some(incoming) = self.shared.open().get(&transfer).cloned() else {
             return Ok(None);
         };
-        if incoming.peer != peer || incoming.offer != *offer {
+        if incoming.peer != peer {
             return Err(Violation::IdInUse.into());
+        }
+        if incoming.offer != *offer {
+            return Err(ReceiveError::OfferChanged);
         }
         // Streams of the earlier attempt bring nothing more from here on.
         incoming.set_attempt(None);
@@ -285,7 +288,8 @@ impl Shared {
         now: UnixMillis,
     ) -> Result<Found, ReceiveError> {
         match self.store.incoming(transfer)? {
-            Some(record) if record.peer != peer || record.offer != offer => Err(Violation::IdInUse.into()),
+            Some(record) if record.peer != peer => Err(Violation::IdInUse.into()),
+            Some(record) if record.offer != offer => Err(ReceiveError::OfferChanged),
             Some(record) => self.resume(record, now),
             None => self.begin(transfer, peer, offer, now),
         }

@@ -47,6 +47,8 @@ struct State {
     attempt: Option<u32>,
     /// Chunks that are written or on their way: each is taken once, so that a claim always speaks of the bytes there.
     taken: ChunkRanges,
+    /// What earlier attempts have taken.
+    taken_before: ChunkRanges,
     durable: ChunkRanges,
     written: Vec<(u64, ChunkValue)>,
     /// Bytes taken and not durable yet.
@@ -100,7 +102,10 @@ impl Incoming {
 
     /// Takes streams of this attempt only, from now on; `None` takes none any more.
     pub(super) fn set_attempt(&self, attempt: Option<u32>) {
-        self.state().attempt = attempt;
+        let mut state = self.state();
+        state.attempt = attempt;
+        state.taken_before = state.taken.clone();
+        drop(state);
         self.notify.notify_waiters();
     }
 
@@ -124,10 +129,22 @@ impl Incoming {
         if header.len as usize != self.layout.chunk_len(header.index) {
             return Err(Violation::ChunkLength(header.index));
         }
-        if self.state().taken.contains(header.index) {
+        if self.is_repeat(header.index) {
             return Err(Violation::ChunkRepeated(header.index));
         }
         Ok(())
+    }
+
+    /// Whether this attempt has brought the chunk before.
+    fn is_repeat(&self, index: u64) -> bool {
+        let state = self.state();
+        state.taken.contains(index) && !state.taken_before.contains(index)
+    }
+
+    /// Whether an earlier attempt has brought the chunk: what it wrote may have become durable after the sender was
+    /// told what is missing, so that the sender rightly sends it again.
+    pub(super) fn is_known(&self, index: u64) -> bool {
+        self.state().taken_before.contains(index)
     }
 
     pub(super) fn unsynced_bytes(&self) -> u64 {

@@ -217,10 +217,7 @@ async fn nobody_can_touch_the_transfer_of_another_peer() {
         .receiver
         .prepare(transfer, PEER, changed, 9, NOW)
         .await;
-    assert!(
-        matches!(other, Err(ReceiveError::Violation(Violation::IdInUse))),
-        "{other:?}"
-    );
+    assert!(matches!(other, Err(ReceiveError::OfferChanged)), "{other:?}");
     victim.receive(&[victim.chunk(0)]).await.unwrap();
 }
 
