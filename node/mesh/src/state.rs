@@ -332,6 +332,22 @@ impl StateFolder {
     pub fn remember_peers(&self, store: &Store, peers: &[(PeerId, Vec<Address>)]) -> Result<(), StateError> {
         Ok(records::put_known_peers(store, peers)?)
     }
+
+    /// Returns the UDP port under which others know this peer, when it has run before.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn listen_port(&self, store: &Store) -> Result<Option<u16>, StateError> {
+        Ok(records::listen_port(store)?)
+    }
+
+    /// Keeps the UDP port for the next start.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn set_listen_port(&self, store: &Store, port: u16) -> Result<(), StateError> {
+        Ok(records::put_listen_port(store, port)?)
+    }
 }
 
 fn random_bytes<const N: usize>(path: &Path) -> Result<[u8; N], StateError> {

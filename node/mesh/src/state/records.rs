@@ -12,6 +12,8 @@ const GRANT: u8 = b'g';
 const KNOWN_PEERS_MAX: usize = 64;
 /// Addresses remembered for each.
 const ADDRESSES_MAX: usize = 8;
+/// The setting that holds the UDP port under which others know this peer.
+const LISTEN_PORT: &[u8] = b"listen.port";
 
 /// A peer that can be contacted at the next start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,4 +113,17 @@ pub(super) fn put_known_peers(store: &Store, peers: &[(PeerId, Vec<Address>)]) -
         }
     }
     Ok(())
+}
+
+pub(super) fn listen_port(store: &Store) -> Result<Option<u16>, StoreError> {
+    let Some(value) = store.get(Table::Settings, LISTEN_PORT)? else { return Ok(None) };
+    let bytes = value.try_into().map_err(|_| StoreError::Record("port"))?;
+    Ok(Some(u16::from_be_bytes(bytes)))
+}
+
+pub(super) fn put_listen_port(store: &Store, port: u16) -> Result<(), StoreError> {
+    if listen_port(store)? == Some(port) {
+        return Ok(());
+    }
+    store.put(Table::Settings, LISTEN_PORT, &port.to_be_bytes())
 }

@@ -113,3 +113,13 @@ fn state_changes_are_there_when_the_peer_starts_again() {
         }]
     );
 }
+
+#[test]
+fn the_port_is_kept_and_can_be_changed() {
+    let (_place, folder) = folder();
+    let store = Store::in_memory().unwrap();
+    assert_eq!(folder.listen_port(&store).unwrap(), None);
+    folder.set_listen_port(&store, 4001).unwrap();
+    folder.set_listen_port(&store, 4002).unwrap();
+    assert_eq!(folder.listen_port(&store).unwrap(), Some(4002));
+}
