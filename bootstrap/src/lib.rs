@@ -8,8 +8,10 @@
 //! to a process is in [`cli`], which the binary `hyperfabric-bootstrap` and the command `hyperfabric bootstrap` share.
 //!
 //! # Memory
-//! Everything that others can make grow has a bound: connections by [`BootstrapLimits`], tables by the protocol's own limits. How much one
-//! connection costs is measured by the test `a_connected_member_costs_little_memory`, which also holds it to a limit.
+//! Everything that others can make grow has a bound: connections by [`BootstrapLimits`], tables by the protocol's own limits. Measured on
+//! x86-64 Linux: 19 MiB of resident memory idle, and 196 KiB for each connected member, with discovery running and handshakes that come all
+//! at once. In 256 MiB, leave room for the system: 1,024 members take some 220 MiB, 700 take 160 MiB. The test
+//! `a_connected_member_costs_little_memory` holds both numbers to a limit.
 
 #![forbid(unsafe_code)]
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyperfabric_mesh::clock::Clock;
-use hyperfabric_mesh::discovery::Discovery;
+use hyperfabric_mesh::discovery::{Discovery, DiscoveryConfig};
 use hyperfabric_mesh::driver::{self, DriverConfig, Handle};
 use hyperfabric_mesh::gate::MeshGate;
 use hyperfabric_mesh::state::{StateError, StateFolder};
@@ -17,7 +17,7 @@ use hyperfabric_mesh::workers::WorkerPool;
 use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress};
 use hyperfabric_protocol::cert::{CertificateError, MESH_NAME_BYTES_MAX, Membership, MeshRoot};
 use hyperfabric_protocol::fabric::FabricConfig;
-use hyperfabric_protocol::{Address, Now, PeerId, UnixMillis};
+use hyperfabric_protocol::{Address, Now, PeerId, UnixMillis, flood};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -162,6 +162,7 @@ impl Bootstrap {
             .map(|c| (c.0, c.1.clone()))
             .collect();
 
+        let discovery = discovery(&fabric, &runtime, &clock);
         let changed = Arc::new(Notify::new());
         let mut writer = None;
         let driver = DriverConfig {
@@ -178,7 +179,7 @@ impl Bootstrap {
                 .iter()
                 .map(|at| PeerAddress::new(at.socket).to_address())
                 .collect(),
-            discovery: discovery(),
+            discovery,
         };
         let handle = driver::start(driver, |peer| {
             let (host, task) =
@@ -340,7 +341,15 @@ fn contacts(disk: &Disk, config: &BootstrapConfig) -> Result<Vec<(PeerId, Vec<Ad
         .collect())
 }
 
-/// Flooding alone keeps the members of one area acquainted.
-fn discovery() -> Option<Discovery> {
-    None
+/// Starts Kademlia and gossipsub in the role of a server: it stores records for the others and answers their queries.
+fn discovery(fabric: &FabricConfig, runtime: &Runtime, clock: &Arc<dyn Clock>) -> Option<Discovery> {
+    let root = fabric.root.clone()?;
+    let (mesh, clock) = (root.id(), Arc::clone(clock));
+    Some(Discovery::start(DiscoveryConfig {
+        peer: fabric.key.peer_id(),
+        mesh,
+        server: true,
+        check: Arc::new(move |signed| flood::content::check(signed, &root, clock.now().wall).is_ok()),
+        runtime: runtime.clone(),
+    }))
 }

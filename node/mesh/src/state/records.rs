@@ -13,7 +13,7 @@ const KNOWN_PEERS_MAX: usize = 64;
 /// Addresses remembered for each.
 const ADDRESSES_MAX: usize = 8;
 /// The setting that holds the UDP port under which others know this peer.
-const LISTEN_PORT: &[u8] = b"listen.port";
+const LISTEN_PORT: &[u8] = b"listen_port";
 
 /// A peer that can be contacted at the next start.
 #[derive(Clone, Debug, PartialEq, Eq)]
