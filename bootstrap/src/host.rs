@@ -76,6 +76,7 @@ impl BootstrapHost {
                 local: false,
                 ..
             } => tracing::info!(%peer, %name, "a membership has ended"),
+            Event::Expired { peer } => tracing::info!(%peer, "a member's certificate has run out"),
             // The driver logs these two.
             Event::Refused { .. } | Event::Misbehaved { .. } => {}
             Event::NodeAppeared { .. }
@@ -102,6 +103,7 @@ impl BootstrapHost {
             Event::PeerMoved { .. }
             | Event::PeerDown { .. }
             | Event::Refused { .. }
+            | Event::Expired { .. }
             | Event::Revoked { .. }
             | Event::NodeAppeared { .. }
             | Event::NodeGone(_)
