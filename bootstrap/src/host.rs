@@ -57,7 +57,7 @@ impl BootstrapHost {
     fn log(&self, event: &Event) {
         match event {
             Event::PeerUp { peer, restarted, .. } => {
-                tracing::debug!(%peer, restarted, "a member is connected")
+                tracing::debug!(%peer, restarted, "a member is connected");
             }
             Event::PeerMoved { peer, .. } => tracing::debug!(%peer, "a member's connection was replaced"),
             Event::PeerDown { peer } => tracing::debug!(%peer, "a member is not connected any more"),
@@ -76,9 +76,8 @@ impl BootstrapHost {
                 local: false,
                 ..
             } => tracing::info!(%peer, %name, "a membership has ended"),
-            Event::Expired { peer } => tracing::info!(%peer, "a member's certificate has run out"),
-            // The driver logs these two.
-            Event::Refused { .. } | Event::Misbehaved { .. } => {}
+            // The driver logs these.
+            Event::Refused { .. } | Event::Misbehaved { .. } | Event::Expired { .. } => {}
             Event::NodeAppeared { .. }
             | Event::NodeGone(_)
             | Event::DuplicateNode { .. }

@@ -9,8 +9,8 @@
 //!
 //! # Memory
 //! Everything that others can make grow has a bound: connections by [`BootstrapLimits`], tables by the protocol's own limits. Measured on
-//! x86-64 Linux: 19 MiB of resident memory idle, and 196 KiB for each connected member, with discovery running and handshakes that come all
-//! at once. In 256 MiB, leave room for the system: 1,024 members take some 220 MiB, 700 take 160 MiB. The test
+//! x86-64 Linux: 19 MiB of resident memory idle, and 200 KiB for each connected member, with discovery running and handshakes that come all
+//! at once. In 256 MiB, leave room for the system: 1,024 members take some 225 MiB, 700 some 160 MiB. The test
 //! `a_connected_member_costs_little_memory` holds both numbers to a limit.
 
 #![forbid(unsafe_code)]

@@ -117,24 +117,10 @@ impl Bootstrap {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let now = clock.now();
-        let folder = StateFolder::new(&config.data_dir);
-        if let Some(open) = &config.open {
-            take_part(&folder, open, now.wall)?;
-        }
-        // Asked before the store is made, so that a mistyped folder stays as it is.
-        folder.key()?;
-        let opened = Store::open(&folder.store_file(), now.wall.0 / 1_000)?;
-        let warnings = opened.moved_aside.as_deref().map(damaged).into_iter().collect();
-        let disk = Disk {
-            folder,
-            store: opened.store,
-            pool: pool.clone(),
-        };
+        let (disk, warnings) = open(&config, &pool, now)?;
         let fabric = fabric_config(&disk, &config, now)?;
-        let mesh = fabric
-            .root
-            .as_ref()
-            .map_or_else(String::new, |root| root.name().to_owned());
+        let root = fabric.root.as_ref();
+        let mesh = root.map_or_else(String::new, |root| root.name().to_owned());
 
         let counters = Arc::new(Counters::default());
         let gate = MeshGate::new(Arc::clone(&clock));
@@ -174,11 +160,7 @@ impl Bootstrap {
             clock: Arc::clone(&clock),
             pool,
             runtime: runtime.clone(),
-            announce: config
-                .announce
-                .iter()
-                .map(|at| PeerAddress::new(at.socket).to_address())
-                .collect(),
+            announce: config.announce.iter().map(plain).collect(),
             discovery,
         };
         let handle = driver::start(driver, |peer| {
@@ -264,6 +246,24 @@ impl Bootstrap {
     }
 }
 
+/// Opens the folder, and says what was wrong with it.
+fn open(config: &BootstrapConfig, pool: &WorkerPool, now: Now) -> Result<(Disk, Vec<String>), StartError> {
+    let folder = StateFolder::new(&config.data_dir);
+    if let Some(open) = &config.open {
+        take_part(&folder, open, now.wall)?;
+    }
+    // Asked before the store is made, so that a mistyped folder stays as it is.
+    folder.key()?;
+    let opened = Store::open(&folder.store_file(), now.wall.0 / 1_000)?;
+    let warnings = opened.moved_aside.as_deref().map(damaged);
+    let disk = Disk {
+        folder,
+        store: opened.store,
+        pool: pool.clone(),
+    };
+    Ok((disk, warnings.into_iter().collect()))
+}
+
 fn damaged(aside: &std::path::Path) -> String {
     let warning = format!(
         "the store was damaged and a new one was started: tickets, grants and revocations before it are not known here; the damaged file is {}",
@@ -271,6 +271,11 @@ fn damaged(aside: &std::path::Path) -> String {
     );
     tracing::error!("{warning}");
     warning
+}
+
+/// An address as the machine carries it: who answers there is said elsewhere.
+fn plain(at: &PeerAddress) -> Address {
+    PeerAddress::new(at.socket).to_address()
 }
 
 /// Makes the folder that of a member of an open mesh, unless it is one.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Reporter, Snapshot};
+use crate::counters::Counters;
 
 /// Prints every number; those of the event loop only when it has answered.
 pub(super) fn text(reporter: &Reporter, snapshot: Option<&Snapshot>) -> String {
@@ -14,31 +15,7 @@ pub(super) fn text(reporter: &Reporter, snapshot: Option<&Snapshot>) -> String {
         u64::from(snapshot.is_some()),
     );
     if let Some(snapshot) = snapshot {
-        page.gauge(
-            "connections",
-            "Members connected now.",
-            count(snapshot.connections),
-        );
-        page.gauge(
-            "members",
-            "Members known, this one among them.",
-            count(snapshot.members),
-        );
-        page.gauge(
-            "flood_items",
-            "Items in the flooded database.",
-            count(snapshot.flood_items),
-        );
-        page.gauge(
-            "peers_known",
-            "Peers whose addresses are known.",
-            count(snapshot.peers_known),
-        );
-        page.gauge(
-            "uptime_seconds",
-            "Seconds since the start.",
-            reporter.uptime(snapshot).as_secs(),
-        );
+        page.event_loop(snapshot, reporter.uptime(snapshot).as_secs());
     }
     let accepted = shared.handle.endpoint().accepted_connections();
     page.gauge(
@@ -46,42 +23,7 @@ pub(super) fn text(reporter: &Reporter, snapshot: Option<&Snapshot>) -> String {
         "Open connections that others have dialled, for any purpose.",
         count(accepted),
     );
-    let counters = &shared.counters;
-    for (name, help, counter) in [
-        (
-            "handshakes_admitted_total",
-            "Identities let through in handshakes, in both directions.",
-            &counters.handshakes_admitted,
-        ),
-        (
-            "handshakes_refused_total",
-            "Identities refused in handshakes, in both directions.",
-            &counters.handshakes_refused,
-        ),
-        (
-            "peers_connected_total",
-            "Times that a member came up.",
-            &counters.peers_up,
-        ),
-        (
-            "peers_unreachable_total",
-            "Dials that no address of a peer answered.",
-            &counters.peers_unreachable,
-        ),
-        (
-            "joins_admitted_total",
-            "Certificates given for tickets, and renewed.",
-            &counters.joins_admitted,
-        ),
-        ("joins_refused_total", "Tickets refused.", &counters.joins_refused),
-        (
-            "peers_misbehaved_total",
-            "Peers cut off because they broke the protocol.",
-            &counters.peers_misbehaved,
-        ),
-    ] {
-        page.metric(name, "counter", help, counter.value());
-    }
+    page.counters(&shared.counters);
     page.gauge(
         "warnings",
         "Warnings that /health shows.",
@@ -101,6 +43,68 @@ pub(super) fn text(reporter: &Reporter, snapshot: Option<&Snapshot>) -> String {
 struct Page(String);
 
 impl Page {
+    fn event_loop(&mut self, snapshot: &Snapshot, uptime_seconds: u64) {
+        self.gauge(
+            "connections",
+            "Members connected now.",
+            count(snapshot.connections),
+        );
+        self.gauge(
+            "members",
+            "Members known, this one among them.",
+            count(snapshot.members),
+        );
+        self.gauge(
+            "flood_items",
+            "Items in the flooded database.",
+            count(snapshot.flood_items),
+        );
+        self.gauge(
+            "peers_known",
+            "Peers whose addresses are known.",
+            count(snapshot.peers_known),
+        );
+        self.gauge("uptime_seconds", "Seconds since the start.", uptime_seconds);
+    }
+
+    fn counters(&mut self, counters: &Counters) {
+        for (name, help, counter) in [
+            (
+                "handshakes_admitted_total",
+                "Identities let through in handshakes, in both directions.",
+                &counters.handshakes_admitted,
+            ),
+            (
+                "handshakes_refused_total",
+                "Identities refused in handshakes, in both directions.",
+                &counters.handshakes_refused,
+            ),
+            (
+                "peers_connected_total",
+                "Times that a member came up.",
+                &counters.peers_up,
+            ),
+            (
+                "peers_unreachable_total",
+                "Dials that no address of a peer answered.",
+                &counters.peers_unreachable,
+            ),
+            (
+                "joins_admitted_total",
+                "Certificates given for tickets, and renewed.",
+                &counters.joins_admitted,
+            ),
+            ("joins_refused_total", "Tickets refused.", &counters.joins_refused),
+            (
+                "peers_misbehaved_total",
+                "Peers cut off because they broke the protocol.",
+                &counters.peers_misbehaved,
+            ),
+        ] {
+            self.metric(name, "counter", help, counter.value());
+        }
+    }
+
     fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.metric(name, "gauge", help, value);
     }

@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// Threads of a pool in a test.
+pub(crate) const ONE: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN;
 const EVENTS_MAX: usize = 1024;
 
 /// Waits until a condition holds.
@@ -74,13 +76,13 @@ impl Member {
         Self::start(
             SigningKey::from_bytes(&[seed; 32]),
             None,
-            &WorkerPool::new(crate::ONE).unwrap(),
+            &WorkerPool::new(ONE).unwrap(),
         )
     }
 
     /// A peer of an open mesh.
     pub(crate) fn open(mesh: &str, seed: u8) -> Self {
-        Self::open_in(mesh, seed, &WorkerPool::new(crate::ONE).unwrap())
+        Self::open_in(mesh, seed, &WorkerPool::new(ONE).unwrap())
     }
 
     /// As [`Member::open`], on shared threads.
