@@ -16,7 +16,7 @@ use hyperfabric_protocol::fabric::Event;
 use tokio::sync::watch;
 
 use crate::api::{ApiServeError, ApiServer};
-use crate::config::{Accept, FabricConfig};
+use crate::config::FabricConfig;
 use crate::hardware;
 use crate::node::{Environment, Node, NodeConfig, NodeControl, StartNodeError};
 use crate::paths::{DataDir, DataDirLock, PathError};
@@ -162,7 +162,7 @@ fn bind_wire(store: &Store, asked: SocketAddr) -> Result<KernelWire, DaemonError
 
 fn inbox_policy(config: &FabricConfig) -> InboxPolicy {
     InboxPolicy {
-        accept: config.inbox.accept != Accept::None,
+        accept: config.inbox.accept.clone(),
         quota_bytes: config.inbox.quota_bytes,
         min_free_bytes: config.inbox.min_free_bytes,
     }

@@ -17,14 +17,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use hyperfabric_mesh::clock::Clock;
+use hyperfabric_mesh::discovery::{Discovery, DiscoveryConfig, DiscoveryHandle};
 use hyperfabric_mesh::driver::{self, DriverConfig, Handle, Stopped};
 use hyperfabric_mesh::gate::MeshGate;
-use hyperfabric_mesh::state::{StateError, StateFolder};
+use hyperfabric_mesh::state::{KnownPeer, StateError, StateFolder};
 use hyperfabric_mesh::tls::LeafError;
 use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress, Wire};
-use hyperfabric_protocol::fabric::{Event, Input, RegisterError};
+use hyperfabric_protocol::cert::Membership;
+use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, RegisterError};
+use hyperfabric_protocol::flood::content;
+use hyperfabric_protocol::transfer::CHUNK_BYTES;
 use hyperfabric_protocol::types::NodeSignature;
-use hyperfabric_protocol::{Address, NodeId, PeerId, TransferId};
+use hyperfabric_protocol::{Address, Fabric, NodeId, PeerId, TransferId};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 
@@ -108,6 +112,8 @@ pub(crate) struct Inner {
     clock: Arc<dyn Clock>,
     storage: Arc<dyn Storage>,
     receiver: Receiver,
+    /// Kademlia and gossipsub; none while the peer is in no mesh.
+    discovery: Option<DiscoveryHandle>,
     sender: Sender,
     board: Board,
     /// What is being sent.
@@ -143,72 +149,30 @@ impl Node {
     /// # Errors
     /// [`StartNodeError`].
     pub async fn start(config: NodeConfig, environment: Environment) -> Result<Self, StartNodeError> {
-        let Environment {
-            runtime,
-            pool,
-            clock,
-            wire,
-            store,
-            storage,
-        } = environment;
         for peer in &config.bootstrap {
             if peer.peer.is_none() {
                 return Err(StartNodeError::AnonymousBootstrap(peer.socket));
             }
         }
-        let fabric = config.folder.fabric_config(&store, agent())?;
-        let contacts = config.folder.first_contacts(&store)?;
-        let membership = fabric.membership.as_ref().map(|m| m.to_bytes());
-        let leaf = LeafCell::new(Leaf::generate(&fabric.key, membership.as_deref())?);
-        let gate = MeshGate::new(Arc::clone(&clock));
-        let (endpoint, accepted) = Endpoint::bind(EndpointConfig {
-            wire,
-            identity: fabric.key.clone(),
-            leaf: leaf.clone(),
-            gate: Arc::new(gate.clone()),
-            runtime: runtime.clone(),
-            mtu_max: config.mtu_max,
-            limits: config.limits.clone(),
-        })?;
+        let fabric = config.folder.fabric_config(&environment.store, agent())?;
+        let contacts = config.folder.first_contacts(&environment.store)?;
         let late: Arc<OnceLock<Weak<Inner>>> = Arc::default();
-        let tuning = Tuning::default();
-        let buffers = BufferPool::new(usize::try_from(tuning.chunk_bytes).unwrap_or(usize::MAX));
-        let parts = Parts {
-            storage: Arc::clone(&storage),
-            store: store.clone(),
-            workers: pool.clone(),
-            buffers: buffers.clone(),
-            policy: config.inbox,
-            tuning,
-            on_durable: host::durable_reporter(Arc::clone(&late)),
-        };
-        let receiver = pool
-            .run(move || Receiver::open(parts))
-            .await
-            .map_err(ReceiveError::from)??;
-        let driver = DriverConfig {
-            fabric,
-            endpoint,
-            accepted,
-            leaf,
-            gate,
-            clock: Arc::clone(&clock),
-            pool: pool.clone(),
-            runtime: runtime.clone(),
-            announce: config.announce,
-            discovery: None,
-        };
+        let buffers = BufferPool::new(usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX));
+        let receiver = open_receiver(&config, &environment, &buffers, &late).await?;
+        let driver = driver_config(&config, &environment, fabric)?;
+        let discovery = driver.discovery.as_ref().map(Discovery::handle);
         let mut made = None;
         let handle = driver::start(driver, |handle| {
             let inner = Arc::new(Inner {
                 handle: handle.clone(),
                 folder: config.folder.clone(),
-                store: store.clone(),
-                sender: Sender::new(pool.clone(), buffers),
-                pool,
-                clock,
-                storage,
+                store: environment.store,
+                sender: Sender::new(environment.pool.clone(), buffers),
+                pool: environment.pool,
+                clock: environment.clock,
+                storage: environment.storage,
                 receiver,
+                discovery,
                 board: Board::new(config.folder.path().to_owned()),
                 sources: Mutex::default(),
                 waiting: Mutex::default(),
@@ -224,22 +188,30 @@ impl Node {
             NodeHost::new(inner)
         });
         let node = Self(made.expect("start calls the closure once"));
-        for contact in contacts {
-            let KnownPeerParts(peer, addresses, bootstrap) = KnownPeerParts::from(contact);
-            handle
-                .act(move |fabric, now| fabric.learn(now, peer, addresses, bootstrap))
-                .await
-                .unwrap_or_default();
-        }
-        for contact in config.bootstrap {
-            let Some(peer) = contact.peer else { continue };
-            let address = PeerAddress::new(contact.socket).to_address();
-            handle
-                .act(move |fabric, now| fabric.learn(now, peer, vec![address], true))
-                .await
-                .unwrap_or_default();
-        }
-        runtime.spawn(keep_address_book(Arc::downgrade(&node.0)));
+        let named = config.bootstrap.iter().filter_map(|contact| {
+            let addresses = vec![PeerAddress::new(contact.socket).to_address()];
+            contact.peer.map(|peer| KnownPeer {
+                peer,
+                addresses,
+                bootstrap: true,
+            })
+        });
+        let contacts: Vec<KnownPeer> = contacts.into_iter().chain(named).collect();
+        let learn = move |fabric: &mut Fabric, now| {
+            for KnownPeer {
+                peer,
+                addresses,
+                bootstrap,
+            } in contacts
+            {
+                fabric.learn(now, peer, addresses, bootstrap);
+            }
+        };
+        // A loop that has ended already says so at the next operation.
+        let _ = handle.act(learn).await;
+        environment
+            .runtime
+            .spawn(keep_address_book(Arc::downgrade(&node.0)));
         node.resume_all().await;
         Ok(node)
     }
@@ -336,13 +308,65 @@ impl Node {
     }
 }
 
-/// A known peer, taken apart.
-struct KnownPeerParts(PeerId, Vec<Address>, bool);
+/// Opens what receives files.
+async fn open_receiver(
+    config: &NodeConfig,
+    environment: &Environment,
+    buffers: &BufferPool,
+    late: &Arc<OnceLock<Weak<Inner>>>,
+) -> Result<Receiver, ReceiveError> {
+    let parts = Parts {
+        storage: Arc::clone(&environment.storage),
+        store: environment.store.clone(),
+        workers: environment.pool.clone(),
+        buffers: buffers.clone(),
+        policy: config.inbox.clone(),
+        tuning: Tuning::default(),
+        on_durable: host::durable_reporter(Arc::clone(late)),
+    };
+    environment.pool.run(move || Receiver::open(parts)).await?
+}
 
-impl From<hyperfabric_mesh::state::KnownPeer> for KnownPeerParts {
-    fn from(known: hyperfabric_mesh::state::KnownPeer) -> Self {
-        Self(known.peer, known.addresses, known.bootstrap)
-    }
+/// Binds the endpoint and puts together what the event loop runs on.
+fn driver_config(
+    config: &NodeConfig,
+    environment: &Environment,
+    fabric: FabricConfig,
+) -> Result<DriverConfig, StartNodeError> {
+    let membership = fabric.membership.as_ref().map(Membership::to_bytes);
+    let leaf = LeafCell::new(Leaf::generate(&fabric.key, membership.as_deref())?);
+    let gate = MeshGate::new(Arc::clone(&environment.clock));
+    let (endpoint, accepted) = Endpoint::bind(EndpointConfig {
+        wire: Arc::clone(&environment.wire),
+        identity: fabric.key.clone(),
+        leaf: leaf.clone(),
+        gate: Arc::new(gate.clone()),
+        runtime: environment.runtime.clone(),
+        mtu_max: config.mtu_max,
+        limits: config.limits.clone(),
+    })?;
+    let discovery = fabric.root.clone().map(|root| {
+        let clock = Arc::clone(&environment.clock);
+        Discovery::start(DiscoveryConfig {
+            peer: fabric.key.peer_id(),
+            mesh: root.id(),
+            server: true,
+            check: Arc::new(move |signed| content::check(signed, &root, clock.now().wall).is_ok()),
+            runtime: environment.runtime.clone(),
+        })
+    });
+    Ok(DriverConfig {
+        fabric,
+        endpoint,
+        accepted,
+        leaf,
+        gate,
+        clock: Arc::clone(&environment.clock),
+        pool: environment.pool.clone(),
+        runtime: environment.runtime.clone(),
+        announce: config.announce.clone(),
+        discovery,
+    })
 }
 
 impl Inner {

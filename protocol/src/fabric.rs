@@ -50,6 +50,18 @@ struct Conn {
     greeted: bool,
 }
 
+impl Conn {
+    const fn new(peer: PeerId, purpose: Purpose, dialled: bool) -> Self {
+        Self {
+            peer,
+            purpose,
+            dialled,
+            member: None,
+            greeted: false,
+        }
+    }
+}
+
 /// A peer of the fabric.
 #[derive(Debug)]
 pub struct Fabric {
@@ -199,19 +211,8 @@ impl Fabric {
                 address,
                 membership,
             } => {
-                self.handle_connected(
-                    now,
-                    conn,
-                    Conn {
-                        peer,
-                        purpose,
-                        dialled,
-                        member: None,
-                        greeted: false,
-                    },
-                    address,
-                    membership,
-                );
+                let state = Conn::new(peer, purpose, dialled);
+                self.handle_connected(now, conn, state, address, membership);
             }
             Input::Disconnected { conn, reason } => self.handle_disconnected(now, conn, reason),
             Input::DialFailed {
@@ -220,7 +221,7 @@ impl Fabric {
                 permanent,
             } => match purpose {
                 Purpose::Prompt => {
-                    self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent })
+                    self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent });
                 }
                 Purpose::Join => self.events.push_back(Event::JoinUnreachable),
             },

@@ -11,6 +11,7 @@
 pub mod content;
 mod item;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -76,7 +77,7 @@ pub enum Event {
         /// Which item.
         key: ItemKey,
         /// What it says.
-        content: Content,
+        content: Box<Content>,
     },
     /// An item has run out.
     Expired(ItemKey),
@@ -422,6 +423,7 @@ impl Flood {
                     return Ok(());
                 }
                 self.store(now, key, &item, signed, Some(from));
+                let content = Box::new(content);
                 self.events.push_back(Event::Accepted { key, content });
                 Ok(())
             }

@@ -170,10 +170,12 @@ impl World {
         let serial = Serial::new(wall, [0; 10]);
         let validity = hyperfabric_protocol::cert::CERTIFICATE_VALIDITY;
         let membership = admitter.admit(&root, admitter.key.peer_id(), name, serial, wall, validity);
-        let mut disk = Disk::default();
-        disk.root = Some(root);
-        disk.membership = Some(membership);
-        disk.admitter = Some(admitter);
+        let disk = Disk {
+            root: Some(root),
+            membership: Some(membership),
+            admitter: Some(admitter),
+            ..Disk::default()
+        };
         self.add_with(disk, true)
     }
 

@@ -1,5 +1,7 @@
 //! The fabric machine in the virtual-time world: what peers do together, without a network.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::time::Duration;
 
 use hyperfabric_protocol::admission::AdmitError;
@@ -261,7 +263,7 @@ fn a_node_that_the_peer_does_not_host_is_refused_by_name() {
     let transfer = TransferId([9; 16]);
     let peer = world.peer_id(peers[2]);
     world.act(peers[1], |f, now| {
-        f.send_to(now, transfer, peer, offer("p1", "p2/gpu7", 1), None, false)
+        f.send_to(now, transfer, peer, offer("p1", "p2/gpu7", 1), None, false);
     });
     assert!(world.run_until(10 * SECOND, |w| ended(w, peers[1]) == [Err(Fault::NoSuchNode)]));
 }

@@ -85,10 +85,13 @@ pub struct DriverConfig {
     pub discovery: Option<Discovery>,
 }
 
+/// What a caller wants done with the machine.
+type Act = Box<dyn FnOnce(&mut Fabric, Now) + Send>;
+
 /// What reaches the loop.
 enum Message {
     /// Run this on the machine.
-    Act(Box<dyn FnOnce(&mut Fabric, Now) + Send>),
+    Act(Act),
     /// Tell the machine.
     Input(Input),
     /// A dial has ended.

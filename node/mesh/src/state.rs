@@ -111,6 +111,17 @@ impl StateFolder {
         self.path.join("state.redb")
     }
 
+    /// Refuses a folder that has a key.
+    ///
+    /// # Errors
+    /// [`StateError::Initialised`].
+    pub fn check_uninitialised(&self) -> Result<(), StateError> {
+        if self.key_file().exists() {
+            return Err(StateError::Initialised(self.path.clone()));
+        }
+        Ok(())
+    }
+
     /// Makes the folder and a new private key.
     ///
     /// # Errors

@@ -46,6 +46,9 @@ pub enum Table {
     Settings,
 }
 
+/// Keys and values, in the order of the keys.
+pub type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A table from bytes to bytes.
 pub type BytesTable = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
@@ -256,7 +259,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub fn list(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn list(&self, table: Table) -> Result<Records, StoreError> {
         self.read(|tables| list_bytes(tables, table.definition()))
     }
 
@@ -355,10 +358,7 @@ pub fn get_bytes(
 ///
 /// # Errors
 /// When the database fails.
-pub fn list_bytes(
-    tables: &ReadTransaction,
-    table: BytesTable,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+pub fn list_bytes(tables: &ReadTransaction, table: BytesTable) -> Result<Records, StoreError> {
     let table = match tables.open_table(table) {
         Ok(table) => table,
         Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),

@@ -16,21 +16,26 @@ pub(crate) fn run(context: &Context, init: Init) -> Result<(), Failure> {
     let folder = StateFolder::new(context.data_dir.path());
     let mut config =
         FabricConfig::of(&context.data_dir).map_err(|error| ApiError::of(ErrorCode::Usage, &error))?;
-    let key = folder.init().map_err(|error| state_error(&error))?;
+    folder
+        .check_uninitialised()
+        .map_err(|error| state_error(&error))?;
+    context.data_dir.create().map_err(|error| failed(&error))?;
     Token::read_or_create(&context.data_dir).map_err(|error| failed(&error))?;
     let name = init
         .name
         .or(config.node_name.clone())
         .unwrap_or_else(hardware::host_name);
     config.node_name = Some(name.clone());
+    config.mesh.clone_from(&init.open);
+    save_fabric_config(&config, &context.data_dir.config()).map_err(|error| failed(&error))?;
+    // Last: with it the folder counts as initialised.
+    let key = folder.init().map_err(|error| state_error(&error))?;
     if let Some(mesh) = &init.open {
-        config.mesh = Some(mesh.clone());
         let wall = SystemClock::default().now().wall;
         folder
             .join_open_mesh(mesh, name.clone(), wall)
             .map_err(|error| state_error(&error))?;
     }
-    save_fabric_config(&config, &context.data_dir.config()).map_err(|error| failed(&error))?;
     let answer = json!({
         "peer_id": key.peer_id(),
         "name": name,

@@ -29,6 +29,9 @@ use crate::storage::RelPath;
 /// How long a state change may take to be on disk.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A peer, its name, where it can be dialled, and since when it is connected.
+type Known = (PeerId, Option<NodeId>, Option<Address>, Option<u64>);
+
 /// A node as the local API drives it.
 pub struct NodeControl {
     node: Node,
@@ -187,7 +190,7 @@ impl NodeControl {
             .act(move |fabric, now| {
                 let links: Vec<_> = fabric.neighbors().links().collect();
                 let listed = fabric.directory().records().filter(|r| r.member.peer != local);
-                let mut peers: Vec<(PeerId, Option<NodeId>, Option<Address>, Option<u64>)> = listed
+                let mut peers: Vec<Known> = listed
                     .map(|r| {
                         (
                             r.member.peer,
@@ -210,11 +213,10 @@ impl NodeControl {
                 peers
             })
             .await?;
-        let record =
-            |(peer_id, name, address, since): (PeerId, Option<NodeId>, Option<Address>, Option<u64>)| {
-                let connection = self.node.handle().connection(&peer_id);
-                peer_record(peer_id, name, address, since, connection.as_ref())
-            };
+        let record = |(peer_id, name, address, since): Known| {
+            let connection = self.node.handle().connection(&peer_id);
+            peer_record(peer_id, name, address, since, connection.as_ref())
+        };
         Ok(known.into_iter().map(record).collect())
     }
 

@@ -4,9 +4,12 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use hyperfabric_mesh::driver::{Handle, Host};
 use hyperfabric_mesh::{BiStream, ChunkStream as IncomingStream, Connection, StreamCode, StreamKind};
+use hyperfabric_protocol::admission::Persist;
 use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult, Misbehaved};
 use hyperfabric_protocol::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role, TransferEvent};
 use hyperfabric_protocol::{PeerId, TransferId};
+
+use tokio::sync::mpsc;
 
 use super::streams::{Sink, Stream};
 use super::{Inner, lock, request};
@@ -17,12 +20,44 @@ use crate::workers::Lane;
 /// An attempt that no Accept names: a transfer that is being prepared takes no streams yet.
 const NO_ATTEMPT: u32 = u32::MAX;
 
+/// State changes that may wait for the disk; further ones count as not written.
+const PERSISTS_MAX: usize = 256;
+
 /// The node as the event loop sees it.
-pub(super) struct NodeHost(Arc<Inner>);
+pub(super) struct NodeHost {
+    inner: Arc<Inner>,
+    persists: mpsc::Sender<Persist>,
+}
 
 impl NodeHost {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self(inner)
+        let (persists, queued) = mpsc::channel(PERSISTS_MAX);
+        let runtime = inner.handle.runtime().clone();
+        runtime.spawn(write_state(Arc::clone(&inner), queued));
+        Self { inner, persists }
+    }
+}
+
+/// Writes state changes one after the other, so that an older one never overwrites a newer one.
+async fn write_state(inner: Arc<Inner>, mut queued: mpsc::Receiver<Persist>) {
+    while let Some(persist) = queued.recv().await {
+        let (folder, store, id) = (inner.folder.clone(), inner.store.clone(), persist.id);
+        let work = move || folder.persist(&store, &persist.changes);
+        let ok = match inner.pool.run_on(Lane::Sync, work).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot write the peer's state"
+                );
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot write the peer's state");
+                false
+            }
+        };
+        inner.handle.done(JobResult::Persisted { id, ok }).await;
     }
 }
 
@@ -43,35 +78,25 @@ pub(super) fn durable_reporter(late: Arc<OnceLock<Weak<Inner>>>) -> OnDurable {
 
 impl Host for NodeHost {
     fn job(&mut self, peer: &Handle, job: Job) {
-        let inner = Arc::clone(&self.0);
-        peer.runtime().spawn(async move {
-            let result = match job {
-                Job::Persist(persist) => {
-                    let (folder, store) = (inner.folder.clone(), inner.store.clone());
-                    let id = persist.id;
-                    let work = move || folder.persist(&store, &persist.changes);
-                    let ok = match inner.pool.run_on(Lane::Sync, work).await {
-                        Ok(Ok(())) => true,
-                        Ok(Err(error)) => {
-                            tracing::error!(
-                                error = &error as &dyn std::error::Error,
-                                "cannot write the peer's state"
-                            );
-                            false
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, "cannot write the peer's state");
-                            false
-                        }
-                    };
-                    JobResult::Persisted { id, ok }
+        let inner = Arc::clone(&self.inner);
+        match job {
+            Job::Persist(persist) => {
+                let id = persist.id;
+                if self.persists.try_send(persist).is_err() {
+                    let refused = JobResult::Persisted { id, ok: false };
+                    peer.runtime()
+                        .spawn(async move { inner.handle.done(refused).await });
                 }
-                Job::Transfer(job) => JobResult::Transfer(inner.transfer_job(job).await),
-                // The loop runs checks itself.
-                Job::Check { .. } => return,
-            };
-            inner.handle.done(result).await;
-        });
+            }
+            Job::Transfer(job) => {
+                peer.runtime().spawn(async move {
+                    let result = JobResult::Transfer(inner.transfer_job(job).await);
+                    inner.handle.done(result).await;
+                });
+            }
+            // The loop runs checks itself.
+            Job::Check { .. } => {}
+        }
     }
 
     fn payload(&mut self, peer: &Handle, order: PayloadOrder) {
@@ -83,11 +108,11 @@ impl Host for NodeHost {
                 have,
             } => {
                 self.stop_sending(transfer);
-                let inner = Arc::clone(&self.0);
+                let inner = Arc::clone(&self.inner);
                 let task = peer
                     .runtime()
                     .spawn(async move { inner.send_payload(to, transfer, attempt, have).await });
-                lock(&self.0.sending).insert(transfer, task.abort_handle());
+                lock(&self.inner.sending).insert(transfer, task.abort_handle());
             }
             PayloadOrder::Stop { transfer } => self.stop_sending(transfer),
             PayloadOrder::Expect {
@@ -96,25 +121,25 @@ impl Host for NodeHost {
                 attempt,
                 ..
             } => {
-                lock(&self.0.expected).insert(transfer, from);
-                if let Err(error) = self.0.receiver.expect(transfer, from, Some(attempt)) {
+                lock(&self.inner.expected).insert(transfer, from);
+                if let Err(error) = self.inner.receiver.expect(transfer, from, Some(attempt)) {
                     tracing::debug!(%transfer, %error, "an attempt of a transfer that is not open");
                 }
             }
             PayloadOrder::Forget { peer: from, transfer } => {
                 // Not open any more is what is wanted.
-                drop(self.0.receiver.expect(transfer, from, None));
+                drop(self.inner.receiver.expect(transfer, from, None));
             }
         }
     }
 
     fn event(&mut self, peer: &Handle, event: &Event) {
         if let Event::Transfer(event) = event {
-            self.0.board.hear(event, self.0.clock.now());
+            self.inner.board.hear(event, self.inner.clock.now());
             if let TransferEvent::Ended { of, result } = event {
-                lock(&self.0.expected).remove(&of.transfer);
+                lock(&self.inner.expected).remove(&of.transfer);
                 if of.role == Role::Sender {
-                    let (inner, id) = (Arc::clone(&self.0), of.transfer);
+                    let (inner, id) = (Arc::clone(&self.inner), of.transfer);
                     let outcome = result
                         .as_ref()
                         .map(|ended| ended.root)
@@ -125,26 +150,26 @@ impl Host for NodeHost {
             }
         }
         if let Event::NodeAppeared { .. } = event {
-            super::sending::resume_waiting(&self.0);
+            super::sending::resume_waiting(&self.inner);
         }
-        self.0.emit(event);
+        self.inner.emit(event);
     }
 
     fn bulk(&mut self, peer: &Handle, connection: Connection) {
         peer.remember_bulk(&connection);
-        let inner = Arc::clone(&self.0);
+        let inner = Arc::clone(&self.inner);
         peer.runtime().spawn(inner.serve_bulk(connection));
     }
 
     fn request(&mut self, peer: &Handle, from: PeerId, stream: BiStream) {
         peer.runtime()
-            .spawn(request::answer(Arc::clone(&self.0), from, stream));
+            .spawn(request::answer(Arc::clone(&self.inner), from, stream));
     }
 }
 
 impl NodeHost {
     fn stop_sending(&self, transfer: TransferId) {
-        if let Some(task) = lock(&self.0.sending).remove(&transfer) {
+        if let Some(task) = lock(&self.inner.sending).remove(&transfer) {
             task.abort();
         }
     }

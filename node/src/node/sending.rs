@@ -89,6 +89,37 @@ pub struct NewTransfer {
     pub wait: Duration,
 }
 
+/// The folder of files that were uploaded for sending, below the data folder.
+const UPLOADS: &str = "uploads";
+
+/// Removes the source of an ended transfer, if it was made for it.
+fn remove_upload(uploads: &std::path::Path, source: Option<&[u8]>) {
+    let Some(path) = source.map(|bytes| PathBuf::from(OsStr::from_bytes(bytes))) else {
+        return;
+    };
+    if path.parent() == Some(uploads)
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove an upload that has been sent");
+    }
+}
+
+/// Removes uploads that no transfer will send: those of a process that was killed in between.
+fn remove_orphans(uploads: &std::path::Path, active: &[OutgoingRecord]) {
+    let Ok(entries) = std::fs::read_dir(uploads) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let bytes = path.as_os_str().as_bytes();
+        let wanted = active
+            .iter()
+            .any(|r| r.state == OutgoingState::Active && r.path.as_deref() == Some(bytes));
+        if !wanted {
+            remove_upload(uploads, Some(bytes));
+        }
+    }
+}
+
 fn open_source(file: OwnedFd) -> Result<Source, SourceFault> {
     let folder = fstat(&file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
     if folder {
@@ -162,6 +193,7 @@ impl Node {
         let host = match known {
             Some(host) => Some(host),
             None => {
+                self.look_up(node.clone());
                 let wanted = node.clone();
                 Self::wait_for(events, wait, move |event| match event {
                     Event::NodeAppeared { node_id, peer } if node_id == wanted => Some(peer),
@@ -177,6 +209,16 @@ impl Node {
                 node_id: node.clone(),
             }
             .into()),
+        }
+    }
+
+    /// Asks beyond the neighbors for a node; what is found comes in as any flooded record does.
+    fn look_up(&self, node: NodeId) {
+        if let Some(discovery) = self.0.discovery.clone() {
+            self.0.handle.runtime().spawn(async move {
+                let found = discovery.lookup(&node).await;
+                tracing::debug!(%node, found, "looked for a node beyond the neighbors");
+            });
         }
     }
 
@@ -224,6 +266,15 @@ impl Node {
             Ok(Err(error)) => return tracing::error!(%error, "cannot read the journal of transfers"),
             Err(error) => return tracing::error!(%error, "cannot read the journal of transfers"),
         };
+        let (uploads, listed) = (self.0.folder.path().join(UPLOADS), records.clone());
+        let cleaned = self
+            .0
+            .pool
+            .run_on(Lane::Sync, move || remove_orphans(&uploads, &listed))
+            .await;
+        if let Err(error) = cleaned {
+            tracing::warn!(%error, "cannot look for uploads that nobody sends");
+        }
         for record in records {
             let now = self.0.clock.now();
             let path = record
@@ -341,10 +392,12 @@ impl Inner {
         lock(&self.sources).remove(&transfer);
         lock(&self.sending).remove(&transfer);
         let (store, at) = (self.store.clone(), self.clock.now().wall);
+        let uploads = self.folder.path().join(UPLOADS);
         let write = move || -> Result<(), StoreError> {
             let Some(mut record) = store.outgoing(transfer)? else {
                 return Ok(());
             };
+            remove_upload(&uploads, record.path.as_deref());
             record.state = match end {
                 Ok(root) => OutgoingState::Delivered { root, at },
                 Err(fault) => OutgoingState::Failed { fault, at },

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use hyperfabric_protocol::transfer::{Fault, Offer, PayloadKind};
 use hyperfabric_protocol::{NodeId, TransferId};
 
+use crate::config::Accept;
 use crate::storage::{NAME_BYTES_MAX, PathFault, RelPath};
 
 /// Names that are tried for a file whose name is taken.
@@ -30,10 +31,10 @@ pub const PARTIAL: &[u8] = b"partial";
 const SENDER_NAME_KEPT: usize = 200;
 
 /// What this node takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboxPolicy {
-    /// Whether it takes anything.
-    pub accept: bool,
+    /// Whose files it takes.
+    pub accept: Accept,
     /// Bytes that the inbox may hold, unfinished transfers included; `None` for no limit.
     pub quota_bytes: Option<u64>,
     /// Bytes that must stay free on the disk.
@@ -43,7 +44,7 @@ pub struct InboxPolicy {
 impl Default for InboxPolicy {
     fn default() -> Self {
         Self {
-            accept: true,
+            accept: Accept::All,
             quota_bytes: None,
             // Enough for the journal and the logs of everybody else on this disk to go on.
             min_free_bytes: 256 << 20,
@@ -54,8 +55,8 @@ impl Default for InboxPolicy {
 /// Why an offer is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Nothing is taken.
-    #[error("the inbox policy accepts nothing")]
+    /// Nothing is taken from this sender.
+    #[error("the inbox policy accepts nothing from this sender")]
     NotAccepted,
     /// The quota would be exceeded.
     #[error("the transfer needs {needed} bytes, the inbox quota has {left} left")]
@@ -213,7 +214,7 @@ impl Reservations {
 }
 
 /// What an offer needs and what there is, to decide on it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Room {
     pub(super) policy: InboxPolicy,
     pub(super) free_bytes: u64,
@@ -229,7 +230,7 @@ impl Reservations {
     }
 
     /// Whether the quota, by the bytes counted last, has room.
-    pub(super) fn check_quota(&self, offer: &Offer, policy: InboxPolicy) -> Result<(), Refusal> {
+    pub(super) fn check_quota(&self, offer: &Offer, policy: &InboxPolicy) -> Result<(), Refusal> {
         let Some(quota) = policy.quota_bytes else {
             return Ok(());
         };
@@ -250,13 +251,13 @@ impl Reservations {
         transfer: TransferId,
         peer: [u8; 32],
         offer: &Offer,
-        room: Room,
+        room: &Room,
     ) -> Result<(), Refusal> {
         let of_peer = self.held.values().filter(|held| held.peer == peer).count();
         if self.held.len() >= UNFINISHED_MAX || of_peer >= UNFINISHED_PER_PEER_MAX {
             return Err(Refusal::Busy);
         }
-        self.check_quota(offer, room.policy)?;
+        self.check_quota(offer, &room.policy)?;
         let needed = Self::disk_bytes(offer);
         let promised: u64 = self.held.values().map(|held| held.to_take).sum();
         let left = room

@@ -238,7 +238,7 @@ impl Shared {
     }
 
     fn policy(&self) -> InboxPolicy {
-        *self.policy.read().unwrap_or_else(PoisonError::into_inner)
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -308,13 +308,8 @@ impl Fabric {
             kind: ItemKind::Revocation,
             id,
         };
-        self.on_flood(
-            now,
-            crate::flood::Event::Accepted {
-                key,
-                content: Content::Revocation(revocation),
-            },
-        );
+        let content = alloc::boxed::Box::new(Content::Revocation(revocation));
+        self.on_flood(now, crate::flood::Event::Accepted { key, content });
         self.settle(now);
         Ok(member)
     }

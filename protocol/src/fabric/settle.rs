@@ -88,9 +88,9 @@ impl Fabric {
 
     pub(super) fn on_flood(&mut self, now: Now, event: flood::Event) {
         match event {
-            flood::Event::Accepted { key, content } => match content {
+            flood::Event::Accepted { key, content } => match *content {
                 Content::Record(record) if self.admission.is_revoked(&record.member.serial) => {
-                    self.flood.remove(&key)
+                    self.flood.remove(&key);
                 }
                 Content::Record(record) => self.directory.insert(record),
                 Content::Revocation(revocation) => self.on_revocation(now, key, revocation),
@@ -189,7 +189,7 @@ impl Fabric {
             admission::Event::Refused(refusal) => self.events.push_back(Event::JoinRefused(refusal)),
             admission::Event::BadReply => self.events.push_back(Event::JoinBadReply),
             admission::Event::Admitted { peer, name } => {
-                self.events.push_back(Event::Admitted { peer, name })
+                self.events.push_back(Event::Admitted { peer, name });
             }
             admission::Event::RefusedOther { peer, refusal } => {
                 self.events.push_back(Event::RefusedJoin { peer, refusal });

@@ -29,8 +29,9 @@ const KEEP_ALIVE_PROMPT: Duration = Duration::from_secs(1);
 /// Keeps NAT bindings and the idle timer at bay while the other side hashes or thinks.
 const KEEP_ALIVE_OTHER: Duration = Duration::from_secs(3);
 
-/// Streams that a peer may have open on a prompt connection. [QUIC-9]
-pub(crate) const PROMPT_STREAMS_MAX: u32 = 1_024;
+/// Streams that a peer may have open on a prompt connection. QUIC keeps a place for each: with four times as many a
+/// connection took 50 KiB more. [QUIC-9]
+pub(crate) const PROMPT_STREAMS_MAX: u32 = 256;
 /// Streams of each direction type that the sender may have open on a bulk connection.
 pub(crate) const BULK_STREAMS_MAX: u32 = 32;
 

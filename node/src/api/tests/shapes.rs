@@ -45,6 +45,7 @@ fn check(name: &str, value: impl Serialize) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list of shapes, one after the other")]
 fn every_shape_of_nodes_and_peers_is_described_as_it_is() {
     let mut full = node_record("a");
     full.signature.memory_gb = Some(1.5);

@@ -302,7 +302,7 @@ impl Shared {
         offer: Offer,
         now: UnixMillis,
     ) -> Result<Found, ReceiveError> {
-        if !self.policy().accept {
+        if !self.policy().accept.allows(&offer.source) {
             return Err(Refusal::NotAccepted.into());
         }
         inbox::check_name(&offer.name).map_err(Refusal::Name)?;
@@ -337,7 +337,7 @@ impl Shared {
     fn reserve(&self, transfer: TransferId, peer: PeerId, offer: &Offer) -> Result<(), ReceiveError> {
         let policy = self.policy();
         // The user may have cleared the inbox since it was counted last: count again before saying no.
-        if self.reservations().check_quota(offer, policy).is_err() {
+        if self.reservations().check_quota(offer, &policy).is_err() {
             let used = self.storage.bytes_below(&inbox_folder())?;
             self.reservations().used = used;
         }
@@ -345,7 +345,7 @@ impl Shared {
             policy,
             free_bytes: self.storage.free_bytes()?,
         };
-        Ok(self.reservations().reserve(transfer, peer.0, offer, room)?)
+        Ok(self.reservations().reserve(transfer, peer.0, offer, &room)?)
     }
 
     fn create_partial(&self, record: &IncomingRecord) -> Result<Arc<dyn StorageFile>, ReceiveError> {
@@ -384,7 +384,7 @@ impl Shared {
             }
             IncomingState::Receiving => {}
         }
-        if !self.policy().accept {
+        if !self.policy().accept.allows(&record.offer.source) {
             return Err(Refusal::NotAccepted.into());
         }
         let record = IncomingRecord {

@@ -92,7 +92,7 @@ async fn offers_beyond_quota_or_space_are_refused_before_a_byte_is_sent() {
         min_free_bytes: 0,
         ..InboxPolicy::default()
     };
-    node.receiver.set_policy(policy);
+    node.receiver.set_policy(policy.clone());
     let mut large = Sending::new("large", 1, memory(50_001, 1), CHUNK);
     assert_eq!(fails_with(&node, &mut large).await, Fault::QuotaExceeded);
     let mut fits = Sending::new("fits", 2, memory(30_000, 2), CHUNK);
@@ -102,7 +102,7 @@ async fn offers_beyond_quota_or_space_are_refused_before_a_byte_is_sent() {
     assert_eq!(fails_with(&node, &mut second).await, Fault::QuotaExceeded);
     drop(node);
     let node = Node::lossy(&storage.reboot(1), small_tuning(CHUNK));
-    node.receiver.set_policy(policy);
+    node.receiver.set_policy(policy.clone());
     assert_eq!(fails_with(&node, &mut second).await, Fault::QuotaExceeded);
     let place = fits.deliver(&node).await;
     assert_eq!(fails_with(&node, &mut second).await, Fault::QuotaExceeded);
@@ -117,7 +117,7 @@ async fn offers_beyond_quota_or_space_are_refused_before_a_byte_is_sent() {
     let mut third = Sending::new("third", 4, memory(10, 4), CHUNK);
     assert_eq!(fails_with(&node, &mut third).await, Fault::NoSpace);
     node.receiver.set_policy(InboxPolicy {
-        accept: false,
+        accept: crate::config::Accept::None,
         ..policy
     });
     assert_eq!(fails_with(&node, &mut third).await, Fault::NotAccepted);
