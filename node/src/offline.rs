@@ -18,6 +18,7 @@ use hyperfabric_protocol::ticket::{Credential, Ticket};
 use hyperfabric_protocol::{Address, Fabric, NodeId, Now, PeerId};
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::config::{ConfigError, FabricConfig};
 use crate::daemon::{DaemonError, listen_port, open_store};
 use crate::node::{Environment, Node, NodeConfig};
 use crate::paths::DataDir;
@@ -32,6 +33,9 @@ pub enum OfflineError {
     /// The folder, the store or the port cannot be used.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The peer may not, or the name is taken.
     #[error(transparent)]
     Admit(#[from] AdmitError),
@@ -75,6 +79,8 @@ pub enum JoinError {
 /// An admitter's state, opened without a daemon.
 struct Offline {
     folder: StateFolder,
+    /// Where the daemon will listen, as far as it is configured.
+    listen: SocketAddr,
     store: Store,
     fabric: Fabric,
     now: Now,
@@ -88,12 +94,14 @@ impl Offline {
         let lock = data_dir.lock().map_err(DaemonError::from)?;
         let (store, _) = open_store(&folder).map_err(DaemonError::from)?;
         let now = SystemClock::default().now();
+        let listen = FabricConfig::of(data_dir)?.listen.first().copied();
         let config = folder
             .fabric_config(&store, String::new())
             .map_err(DaemonError::from)?;
         let fabric = Fabric::new(now, config);
         Ok(Self {
             folder,
+            listen: listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
             store,
             fabric,
             now,
@@ -117,9 +125,11 @@ impl Offline {
     }
 
     fn addresses(&self) -> Result<Vec<Address>, OfflineError> {
-        let any = Ipv4Addr::UNSPECIFIED;
-        let port = listen_port(&self.store, any.into())?;
-        let reachable = hyperfabric_mesh::address::reachable(SocketAddr::from((any, port)));
+        let mut listen = self.listen;
+        if listen.port() == 0 {
+            listen.set_port(listen_port(&self.store, listen.ip())?);
+        }
+        let reachable = hyperfabric_mesh::address::reachable(listen);
         let sockets = reachable.map_err(|error| OfflineError::Daemon(DaemonError::Storage(error)))?;
         Ok(sockets
             .into_iter()

@@ -53,6 +53,7 @@ pub(crate) fn daemon_error(error: &DaemonError) -> ApiError {
 fn offline_error(error: &OfflineError) -> ApiError {
     match error {
         OfflineError::Daemon(error) => daemon_error(error),
+        OfflineError::Config(error) => ApiError::of(ErrorCode::Usage, error),
         OfflineError::Admit(AdmitError::NotAnAdmitter) => ApiError::of(ErrorCode::Refused, error),
         OfflineError::Admit(AdmitError::NameTaken { .. }) => {
             ApiError::of(ErrorCode::Conflict, error).named("DuplicateNodeError")
