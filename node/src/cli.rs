@@ -5,8 +5,10 @@
 //! [`ErrorCode`](hyperfabric_node::api::ErrorCode).
 
 mod args;
+mod bootstrap;
 mod completions;
 mod config;
+mod demo;
 mod init;
 mod inspect;
 mod interrupt;
@@ -90,15 +92,19 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, out: Out) -> Result<(), Failure> {
-    // Completions are asked for by installers, which may have no home.
-    if let Command::Completions { shell } = cli.command {
-        return completions::run(shell, out);
-    }
+    let command = match cli.command {
+        // Completions are asked for by installers, which may have no home.
+        Command::Completions { shell } => return completions::run(shell, out),
+        // The demo's peers have folders of their own.
+        Command::Demo(demo) => return demo::run(out, demo),
+        command => command,
+    };
     let data_dir = DataDir::find(cli.data_dir)
         .map_err(|error| ApiError::of(hyperfabric_node::api::ErrorCode::Usage, &error))?;
     let context = Context { data_dir, out };
-    match cli.command {
-        Command::Completions { .. } => Ok(()),
+    match command {
+        Command::Completions { .. } | Command::Demo(_) => Ok(()),
+        Command::Bootstrap(args) => bootstrap::run(&context, args),
         Command::Config { command } => config::run(&context, &command),
         Command::Init(init) => init::run(&context, init),
         Command::Join(join) => join::run(&context, &join),

@@ -80,6 +80,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Run a bootstrap peer: the first that others meet, which hosts no node and takes no files
+    #[command(after_help = BOOTSTRAP_EXAMPLES)]
+    Bootstrap(hyperfabric_bootstrap::cli::Args),
+    /// See it work: a throw-away mesh on this host, a transfer, and one that survives a crash
+    #[command(after_help = DEMO_EXAMPLES)]
+    Demo(Demo),
     /// Print the completions of a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -329,6 +335,29 @@ pub(crate) enum ConfigCommand {
     Show,
     /// Say whether the configuration file is right
     Check,
+}
+
+const BOOTSTRAP_EXAMPLES: &str = "The health address serves /health (JSON) and /metrics (Prometheus).
+
+Examples:
+  hyperfabric bootstrap --listen 0.0.0.0:4001
+  hyperfabric bootstrap --listen 0.0.0.0:4001 --announce 203.0.113.7:4001
+  hyperfabric bootstrap --open playground --name first";
+
+const DEMO_EXAMPLES: &str = "Four processes are started on loopback and a file of 256 MiB is generated, in a folder below $TMPDIR that is removed
+at the end. Nothing else is touched; --data-dir plays no part.
+
+Examples:
+  hyperfabric demo
+  hyperfabric demo model.safetensors";
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// The file or folder to send instead of a generated one
+    pub(crate) path: Option<PathBuf>,
+    /// Keep the folder, with the peers' data and logs
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 const COMPLETIONS_EXAMPLES: &str = "Examples:

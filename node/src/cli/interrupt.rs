@@ -1,9 +1,10 @@
-//! Ctrl-C for commands that have something to say about it.
+//! Ctrl-C and SIGTERM for commands that have something to say about them.
 
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded, select};
 use hyperfabric_node::api::{ApiError, ErrorCode};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 
@@ -30,7 +31,7 @@ pub(crate) fn run<T: Send + 'static>(
     }
 }
 
-/// Returns a channel that gets a message at the first SIGINT.
+/// Returns a channel that gets a message at the first SIGINT or SIGTERM.
 fn listen() -> Receiver<()> {
     let (interrupted, receiver) = bounded(1);
     let spawned = thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -49,10 +50,18 @@ fn listen() -> Receiver<()> {
     }
 }
 
-/// Waits for SIGINT; `false` when it cannot be waited for.
+/// Waits for SIGINT or SIGTERM; `false` when they cannot be waited for.
 fn wait() -> bool {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return false;
     };
-    runtime.block_on(tokio::signal::ctrl_c()).is_ok()
+    runtime.block_on(async {
+        let Ok(mut terminated) = signal(SignalKind::terminate()) else {
+            return false;
+        };
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted.is_ok(),
+            terminated = terminated.recv() => terminated.is_some(),
+        }
+    })
 }

@@ -25,7 +25,7 @@ pub(crate) fn run(context: &Context, send: args::Send) -> Result<(), Failure> {
     let (worker, known) = (context.clone(), Arc::clone(&begun));
     let to = send.to.clone();
     let sent = interrupt::run(
-        move || work(&worker, &send, &known),
+        move || transfer(&worker, &send, &known),
         || say_interrupted(context, begun.get()),
     )?;
     context.out.answer(&summary(&sent), |summary| {
@@ -73,7 +73,12 @@ fn say_interrupted(context: &Context, id: Option<&TransferId>) {
     });
 }
 
-fn work(context: &Context, send: &args::Send, begun: &OnceLock<TransferId>) -> Result<Transfer, Failure> {
+/// Sends a file or folder and watches until it has arrived; `begun` gets the transfer's id once there is one.
+pub(crate) fn transfer(
+    context: &Context,
+    send: &args::Send,
+    begun: &OnceLock<TransferId>,
+) -> Result<Transfer, Failure> {
     let file = source::open_for_sending(&send.path).map_err(unreadable)?;
     let order = order(send)?;
     let client = context.client()?;

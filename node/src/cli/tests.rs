@@ -32,6 +32,9 @@ fn every_command_is_read_as_the_contract_says() {
         "hyperfabric config show",
         "hyperfabric config check",
         "hyperfabric completions zsh",
+        "hyperfabric bootstrap --listen 127.0.0.1:0 --connections-max 8",
+        "hyperfabric demo",
+        "hyperfabric demo model.safetensors --keep --json",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     }

@@ -40,7 +40,7 @@ pub(crate) fn run(context: &Context, up: Up) -> Result<(), Failure> {
 }
 
 /// Sends the log to standard error.
-fn start_log(filter: &str) -> Result<(), ApiError> {
+pub(crate) fn start_log(filter: &str) -> Result<(), ApiError> {
     let from_environment = std::env::var("HYPERFABRIC_LOG").ok();
     let filter = EnvFilter::try_new(from_environment.as_deref().unwrap_or(filter)).map_err(|error| {
         ApiError::of(ErrorCode::Usage, &error).hint("the filter comes from `log` or $HYPERFABRIC_LOG")
