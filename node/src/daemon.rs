@@ -176,48 +176,73 @@ fn limits(config: &FabricConfig) -> Limits {
     }
 }
 
+/// What the node of a data folder starts from.
+pub(crate) struct Prepared {
+    pub(crate) config: NodeConfig,
+    pub(crate) environment: Environment,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) lock: DataDirLock,
+}
+
+/// Opens a data folder and its port, on the current runtime.
+pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepared, DaemonError> {
+    let folder = StateFolder::new(data_dir.path());
+    folder.key()?;
+    let lock = data_dir.lock()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    if folder.credential()?.is_none() {
+        let mesh = config.mesh.as_deref().ok_or(DaemonError::NoMesh)?;
+        let name = config.node_name.clone().unwrap_or_else(hardware::host_name);
+        folder.join_open_mesh(mesh, name, clock.now().wall)?;
+    }
+    let (store, warnings) = open_store(&folder)?;
+    let [listen] = config.listen[..] else {
+        return Err(DaemonError::SeveralListen);
+    };
+    let wire = bind_wire(&store, listen)?;
+    let mut bootstrap = Vec::new();
+    for address in &config.bootstrap {
+        let parsed: Result<PeerAddress, _> = address.as_str().parse();
+        bootstrap.push(parsed.map_err(|error| DaemonError::Bootstrap(address.to_string(), error))?);
+    }
+    let storage = DiskStorage::open(data_dir.path()).map_err(DaemonError::Storage)?;
+    let environment = Environment {
+        runtime: tokio::runtime::Handle::current(),
+        pool: WorkerPool::with_available_cores().map_err(DaemonError::Workers)?,
+        clock,
+        wire: Arc::new(wire) as Arc<dyn Wire>,
+        store,
+        storage: Arc::new(storage) as Arc<dyn Storage>,
+    };
+    let config = NodeConfig {
+        folder,
+        bootstrap,
+        announce: Vec::new(),
+        mtu_max: config.transport.mtu_max,
+        inbox: inbox_policy(config),
+        limits: limits(config),
+    };
+    Ok(Prepared {
+        config,
+        environment,
+        warnings,
+        lock,
+    })
+}
+
 impl Daemon {
     /// Starts a daemon on the current runtime.
     ///
     /// # Errors
     /// [`DaemonError`].
     pub async fn start(data_dir: &DataDir, config: &FabricConfig) -> Result<Self, DaemonError> {
-        let folder = StateFolder::new(data_dir.path());
-        folder.key()?;
-        let lock = data_dir.lock()?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        if folder.credential()?.is_none() {
-            let mesh = config.mesh.as_deref().ok_or(DaemonError::NoMesh)?;
-            let name = config.node_name.clone().unwrap_or_else(hardware::host_name);
-            folder.join_open_mesh(mesh, name, clock.now().wall)?;
-        }
-        let (store, warnings) = open_store(&folder)?;
-        let [listen] = config.listen[..] else {
-            return Err(DaemonError::SeveralListen);
-        };
-        let wire = bind_wire(&store, listen)?;
-        let mut bootstrap = Vec::new();
-        for address in &config.bootstrap {
-            let parsed: Result<PeerAddress, _> = address.as_str().parse();
-            bootstrap.push(parsed.map_err(|error| DaemonError::Bootstrap(address.to_string(), error))?);
-        }
-        let storage = DiskStorage::open(data_dir.path()).map_err(DaemonError::Storage)?;
-        let environment = Environment {
-            runtime: tokio::runtime::Handle::current(),
-            pool: WorkerPool::with_available_cores().map_err(DaemonError::Workers)?,
-            clock,
-            wire: Arc::new(wire) as Arc<dyn Wire>,
-            store: store.clone(),
-            storage: Arc::new(storage) as Arc<dyn Storage>,
-        };
-        let node_config = NodeConfig {
-            folder,
-            bootstrap,
-            announce: Vec::new(),
-            mtu_max: config.transport.mtu_max,
-            inbox: inbox_policy(config),
-            limits: limits(config),
-        };
+        let Prepared {
+            config: node_config,
+            environment,
+            warnings,
+            lock,
+        } = prepare(data_dir, config)?;
+        let store = environment.store.clone();
         let node = Node::start(node_config, environment).await?;
         let name = node.name().await.ok_or(DaemonError::NoMesh)?;
         register_host(&node, &name).await;

@@ -8,6 +8,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod hardware;
+pub mod hyperfabric;
 pub mod node;
 pub mod offline;
 pub mod paths;
@@ -15,4 +16,15 @@ pub mod storage;
 pub mod store;
 pub mod transfer;
 
+pub use hyperfabric::{HyperFabricOptions, HyperFabricProtocol, SendOptions, ServicesError};
 pub use hyperfabric_mesh::workers;
+pub use hyperfabric_protocol::error::{
+    BufferError, BufferOverflowError, DuplicateNodeError, HyperFabricError, InvalidNodeError,
+    LatencyConstraintViolationError, NoRouteFoundError, NodeError, NodeNotFoundError, RequestError,
+    RoutingError, UnsupportedOptionError,
+};
+pub use hyperfabric_protocol::types::{
+    DataType, HardwareType, NodeSignature, NodeType, PacketPriority, PingResult, TransferResult,
+};
+pub use hyperfabric_protocol::{NodeId, PeerId, TransferId};
+pub use node::{DataRequest, Node};

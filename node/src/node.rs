@@ -6,6 +6,7 @@
 mod board;
 mod control;
 mod host;
+mod reach;
 mod request;
 mod sending;
 mod streams;
@@ -34,6 +35,7 @@ use tokio::task::AbortHandle;
 
 pub use control::NodeControl;
 pub use request::{DATA_BYTES_MAX, DataError, DataHandler, DataRequest};
+pub(crate) use request::{Located, REQUEST_TIMEOUT};
 pub use sending::{NewTransfer, StartError};
 
 use crate::storage::Storage;

@@ -3,8 +3,12 @@
 //! The names are those of the product's API reference. Each operation has its own precise error; these are what
 //! they become at the library's border.
 
+use crate::cbor::Text;
 use crate::types::InvalidNode;
 use crate::{NodeId, PeerId};
+
+/// The longest reason that a handler of requests can give, in bytes.
+pub const REASON_BYTES_MAX: usize = 512;
 
 /// Any error of the fabric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +22,75 @@ pub enum HyperFabricError {
     /// About a transfer.
     #[error(transparent)]
     Transfer(#[from] crate::transfer::TransferError),
+    /// About data that does not fit.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// About a request.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// An option that this version does not implement is switched on.
+    #[error(transparent)]
+    Unsupported(#[from] UnsupportedOptionError),
+    /// The background services do not run.
+    #[error("the fabric is not running: call start_background_services first")]
+    NotRunning,
+    /// This peer is in no mesh.
+    #[error("this peer is not a member of a mesh: `hyperfabric join` a mesh first")]
+    NotAMember,
+}
+
+/// An option has no implementation in this version; it is refused, so that nobody believes that it acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{option} is not implemented in this version: leave it off")]
+pub struct UnsupportedOptionError {
+    /// The option's name.
+    pub option: &'static str,
+}
+
+/// Any error about the size of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BufferError {
+    /// The data is larger than what holds it.
+    #[error(transparent)]
+    Overflow(#[from] BufferOverflowError),
+}
+
+/// The data exceeds a buffer's capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes exceed the capacity of {capacity_bytes}")]
+pub struct BufferOverflowError {
+    /// Size of the data, in bytes.
+    pub bytes: usize,
+    /// What fits, in bytes.
+    pub capacity_bytes: usize,
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The destination has no handler for data.
+    #[error("node {0} does not take data: no handler is registered there")]
+    NoHandler(NodeId),
+    /// The destination's handler refused.
+    #[error("node {node} refused: {}", reason.0)]
+    Refused {
+        /// The destination.
+        node: NodeId,
+        /// What its handler says.
+        reason: Text<REASON_BYTES_MAX>,
+    },
+    /// The connection was lost, and the request was not tried again, or not often enough.
+    #[error("the connection to node {0} was lost before it answered")]
+    Interrupted(NodeId),
+    /// The destination turned the stream away, or answered something that is no answer.
+    #[error("node {0} did not answer as it should")]
+    BadAnswer(NodeId),
+    /// The answer did not come in time.
+    #[error("node {0} did not answer in time")]
+    TimedOut(NodeId),
+    /// There is more metadata than a request carries.
+    #[error("metadata has more entries, or longer texts, than a request carries")]
+    Metadata,
 }
 
 /// Any error about a node.

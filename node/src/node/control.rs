@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::stream::BoxStream;
 use hyperfabric_mesh::driver::Stopped;
-use hyperfabric_mesh::{Connection, Side};
+use hyperfabric_mesh::{Connection, DiscoveryStats, Side};
 use hyperfabric_protocol::admission::AdmitError;
 use hyperfabric_protocol::cert::MeshRoot;
 use hyperfabric_protocol::fabric::{Event, RegisterError, RevokeError};
@@ -380,6 +380,10 @@ impl NodeControl {
             .await?;
         let transfers = self.node.inner().board.list();
         let active = transfers.iter().filter(|t| !t.state.is_ended()).count();
+        let discovery = match &self.node.inner().discovery {
+            Some(discovery) => discovery.stats().await,
+            None => DiscoveryStats::default(),
+        };
         let mut out = String::new();
         for (name, help, value) in [
             (
@@ -398,6 +402,26 @@ impl NodeControl {
                 "Transfers that have not ended.",
                 active,
             ),
+            (
+                "hyperfabric_discovery_kademlia_peers",
+                "Peers in Kademlia's routing table.",
+                discovery.kad_peers,
+            ),
+            (
+                "hyperfabric_discovery_gossip_peers",
+                "Connected peers that listen to announcements.",
+                discovery.gossip_peers,
+            ),
+            (
+                "hyperfabric_discovery_connections",
+                "Connections that carry libp2p's streams.",
+                discovery.connections,
+            ),
+            (
+                "hyperfabric_discovery_records",
+                "Records in Kademlia's store.",
+                discovery.records,
+            ),
         ] {
             out.push_str(&format!(
                 "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
@@ -411,32 +435,6 @@ impl NodeControl {
             ApiError::new(ErrorCode::NotFound, format!("transfer {id} is not known"))
                 .hint("`hyperfabric transfers` lists those that are")
         })
-    }
-}
-
-impl Node {
-    /// Returns the prompt connection to a peer, dialling it when there is none, within `limit`.
-    pub(crate) async fn connect(&self, peer: PeerId, limit: Duration) -> Option<Connection> {
-        if let Some(connection) = self.handle().connection(&peer) {
-            return Some(connection);
-        }
-        let events = self.events();
-        self.handle()
-            .act(move |fabric, now| fabric.want(now, peer))
-            .await
-            .ok()?;
-        let up = Self::wait_for(events, limit, move |event| match event {
-            Event::PeerUp { peer: up, .. } if up == peer => Some(()),
-            _ => None,
-        });
-        let up = up.await;
-        // The wish is over either way; the connection stays as long as the machine keeps it.
-        let _ = self
-            .handle()
-            .act(move |fabric, now| fabric.unwant(now, peer))
-            .await;
-        up?;
-        self.handle().connection(&peer)
     }
 }
 

@@ -4,32 +4,37 @@
 //! ends its half; the answerer sends a header and a body back. Small requests travel on the prompt connection, large
 //! ones on the bulk connection, so that they do not stand in the way of small ones. [REQ-1..3]
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hyperfabric_mesh::driver::BulkError;
-use hyperfabric_mesh::{BiStream, RecvStream, SendStream, StreamCode, StreamError, StreamKind};
+use hyperfabric_mesh::{
+    BiStream, Connection, DialError, RecvStream, SendStream, StreamCode, StreamError, StreamKind,
+};
 use hyperfabric_protocol::cbor::{self, List, Text, Value};
-use hyperfabric_protocol::error::NodeNotFoundError;
+use hyperfabric_protocol::cert::Membership;
+use hyperfabric_protocol::error::{NodeNotFoundError, REASON_BYTES_MAX};
 use hyperfabric_protocol::types::{DataType, PacketPriority};
 use hyperfabric_protocol::{NodeId, PeerId};
 use tokio::sync::Semaphore;
 
+use super::sending::StartError;
 use super::{Inner, Node};
 
 /// The largest body of a request or of its answer, in bytes; larger data is sent as a file.
 pub const DATA_BYTES_MAX: usize = 64 << 20;
 /// Bodies that may be held in memory at once, in bytes, of all requests being received.
 const BODIES_BYTES_MAX: usize = 128 << 20;
-/// The largest header, in bytes.
-const HEADER_BYTES_MAX: usize = 8 * 1024;
+/// The largest header, in bytes: 32 texts of 512 bytes, and the rest.
+const HEADER_BYTES_MAX: usize = 20 * 1024;
+/// The most keys and values of metadata together.
+const METADATA_TEXTS_MAX: usize = 32;
 /// How long the header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole request, its handler included, may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A request as its handler gets it.
 #[derive(Clone, Debug)]
@@ -86,12 +91,48 @@ pub enum DataError {
     /// It took too long.
     #[error("node {0} did not answer in time")]
     TimedOut(NodeId),
+    /// There is more metadata than a request carries.
+    #[error("a request carries at most {} entries of metadata, of at most {REASON_BYTES_MAX} bytes each", METADATA_TEXTS_MAX / 2)]
+    Metadata,
     /// The node is shutting down, or is in no mesh.
     #[error("this peer is not running as a member of a mesh")]
     NotRunning,
 }
 
-type ShortText = Text<512>;
+impl DataError {
+    /// Whether the connection was lost on the way, so that the request may succeed on another one.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        match self {
+            Self::Stream(StreamError::ConnectionLost | StreamError::TimedOut) => true,
+            Self::Bulk(BulkError::NotConnected) => true,
+            Self::Bulk(BulkError::Dial(error)) => {
+                !matches!(error, DialError::Refused { .. } | DialError::Untrusted { .. })
+            }
+            Self::Stream(_)
+            | Self::NotFound(_)
+            | Self::TooLarge(_)
+            | Self::Unreachable(_)
+            | Self::BadAnswer
+            | Self::NoHandler(_)
+            | Self::Refused { .. }
+            | Self::TimedOut(_)
+            | Self::Metadata
+            | Self::NotRunning => false,
+        }
+    }
+}
+
+/// Where a node is.
+#[derive(Clone, Debug)]
+pub(crate) enum Located {
+    /// At this very peer.
+    Here,
+    /// At the other end of this prompt connection.
+    At(Connection),
+}
+
+type ShortText = Text<REASON_BYTES_MAX>;
 
 /// The header of a request.
 struct Ask {
@@ -100,7 +141,7 @@ struct Ask {
     data_type: DataType,
     priority: PacketPriority,
     bytes: u64,
-    metadata: List<ShortText, 32>,
+    metadata: List<ShortText, METADATA_TEXTS_MAX>,
 }
 
 impl Value for Ask {
@@ -239,58 +280,133 @@ impl Node {
         wait: Duration,
     ) -> Result<Bytes, DataError> {
         let node = request.destination.clone();
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, async {
+            let located = self.locate(&request.destination, wait, wait).await?;
+            self.ask(&located, request, prompt_max).await
+        });
+        answer.await.map_err(|_| DataError::TimedOut(node))?
+    }
+
+    /// Finds a node within `wait`, and connects to its peer within `connect_wait`.
+    pub(crate) async fn locate(
+        &self,
+        node: &NodeId,
+        wait: Duration,
+        connect_wait: Duration,
+    ) -> Result<Located, DataError> {
+        match self.find_host(node, wait).await {
+            Ok(peer) => {
+                let connection = self.connect(peer, connect_wait).await;
+                connection
+                    .map(Located::At)
+                    .ok_or_else(|| DataError::Unreachable(node.clone()))
+            }
+            Err(StartError::Local(_)) => Ok(Located::Here),
+            Err(StartError::NotFound(error)) => Err(error.into()),
+            Err(_) => Err(DataError::NotRunning),
+        }
+    }
+
+    /// Sends a request to where its destination is.
+    pub(crate) async fn ask(
+        &self,
+        located: &Located,
+        request: DataRequest,
+        prompt_max: usize,
+    ) -> Result<Bytes, DataError> {
         if request.data.len() > DATA_BYTES_MAX {
             return Err(DataError::TooLarge(request.data.len()));
         }
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.try_request(request, prompt_max, wait)).await;
-        answer.map_err(|_| DataError::TimedOut(node))?
-    }
-
-    async fn try_request(
-        &self,
-        request: DataRequest,
-        prompt_max: usize,
-        wait: Duration,
-    ) -> Result<Bytes, DataError> {
+        let texts = request.metadata.iter().flat_map(|(k, v)| [k, v]);
+        if request.metadata.len() * 2 > METADATA_TEXTS_MAX
+            || texts.clone().any(|t| t.len() > REASON_BYTES_MAX)
+        {
+            return Err(DataError::Metadata);
+        }
+        let texts = texts.map(|text| ShortText::truncating(text)).collect();
         let node = request.destination.clone();
-        let peer = self.find_host(&node, wait).await.map_err(|error| match error {
-            super::StartError::NotFound(error) => error.into(),
-            _ => DataError::NotRunning,
-        })?;
-        let connection = self
-            .connect(peer, wait)
-            .await
-            .ok_or_else(|| DataError::Unreachable(node.clone()))?;
-        // The lease keeps the connection open until the answer is there.
-        let lease = if request.data.len() <= prompt_max {
-            None
-        } else {
-            Some(self.0.handle.bulk(peer).await?)
+        // Kept until the answer is here: a bulk connection without a lease is closed.
+        let mut lease = None;
+        let connection = match located {
+            Located::Here => return reply_to(&self.0, request).await.into_result(node),
+            Located::At(connection) if request.data.len() <= prompt_max => connection,
+            Located::At(connection) => &**lease.insert(self.0.handle.bulk(connection.peer()).await?),
         };
-        let connection = lease.as_deref().unwrap_or(&connection);
         let mut stream = connection.open_bi(StreamKind::Request).await?;
-        let texts = request
-            .metadata
-            .iter()
-            .flat_map(|(k, v)| [ShortText::truncating(k), ShortText::truncating(v)]);
         let ask = Ask {
             source: request.source,
             destination: request.destination,
             data_type: request.data_type,
             priority: request.priority,
             bytes: request.data.len() as u64,
-            metadata: List::truncating(texts.collect()),
+            metadata: List::truncating(texts),
         };
         write(&mut stream.send, &ask, request.data).await?;
         let answer: Answer = read_header(&mut stream.recv).await?;
-        match answer.status {
-            Status::Answered => read_body(&mut stream.recv, answer.bytes).await,
+        let body = match answer.status {
+            Status::Answered => read_body(&mut stream.recv, answer.bytes).await?,
+            Status::NoHandler | Status::Refused => Bytes::new(),
+        };
+        let reply = Reply {
+            status: answer.status,
+            reason: answer.reason.0,
+            body,
+        };
+        reply.into_result(node)
+    }
+}
+
+/// What a node says to a request.
+struct Reply {
+    status: Status,
+    reason: String,
+    body: Bytes,
+}
+
+impl Reply {
+    fn into_result(self, node: NodeId) -> Result<Bytes, DataError> {
+        match self.status {
+            Status::Answered => Ok(self.body),
             Status::NoHandler => Err(DataError::NoHandler(node)),
             Status::Refused => Err(DataError::Refused {
                 node,
-                reason: answer.reason.0,
+                reason: self.reason,
             }),
         }
+    }
+}
+
+/// Lets the destination's handler answer.
+async fn reply_to(inner: &Inner, request: DataRequest) -> Reply {
+    let handler = inner
+        .handlers
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&request.destination)
+        .cloned();
+    let answered = match handler {
+        None => {
+            return Reply {
+                status: Status::NoHandler,
+                reason: String::new(),
+                body: Bytes::new(),
+            };
+        }
+        Some(handler) => handler(request).await,
+    };
+    let refused = |reason| Reply {
+        status: Status::Refused,
+        reason,
+        body: Bytes::new(),
+    };
+    match answered {
+        Ok(body) if body.len() <= DATA_BYTES_MAX => Reply {
+            status: Status::Answered,
+            reason: String::new(),
+            body,
+        },
+        Ok(_) => refused("the answer is too large".to_owned()),
+        Err(reason) => refused(reason),
     }
 }
 
@@ -314,17 +430,7 @@ async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> 
         .ok()
         .filter(|n| *n as usize <= DATA_BYTES_MAX)
         .ok_or(DataError::BadAnswer)?;
-    // [REQ-2] Nobody asks in another's name.
-    let source = ask.source.clone();
-    let own = inner
-        .handle
-        .act(move |f, _| {
-            f.directory()
-                .member(&from)
-                .is_some_and(|m| source.is_within(&m.name))
-        })
-        .await;
-    if !own.unwrap_or(false) {
+    if !speaks_for(inner, from, &ask.source).await {
         return Err(DataError::BadAnswer);
     }
     let room = Arc::clone(&inner.requests.0)
@@ -332,39 +438,17 @@ async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> 
         .await
         .map_err(|_| DataError::NotRunning)?;
     let data = read_body(&mut stream.recv, ask.bytes).await?;
-    let handler = inner
-        .handlers
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(&ask.destination)
-        .cloned();
-    let texts: Vec<String> = ask.metadata.0.into_iter().map(|text| text.0).collect();
-    let pairs: HashMap<String, String> = texts
-        .chunks_exact(2)
-        .map(|p| (p[0].clone(), p[1].clone()))
-        .collect();
-    let (status, reason, body) = match handler {
-        None => (Status::NoHandler, String::new(), Bytes::new()),
-        Some(handler) => {
-            let request = DataRequest {
-                source: ask.source,
-                destination: ask.destination,
-                data_type: ask.data_type,
-                priority: ask.priority,
-                metadata: pairs.into_iter().collect(),
-                data,
-            };
-            match handler(request).await {
-                Ok(body) if body.len() <= DATA_BYTES_MAX => (Status::Answered, String::new(), body),
-                Ok(_) => (
-                    Status::Refused,
-                    "the answer is too large".to_owned(),
-                    Bytes::new(),
-                ),
-                Err(reason) => (Status::Refused, reason, Bytes::new()),
-            }
-        }
+    let mut texts = ask.metadata.0.into_iter().map(|text| text.0);
+    let metadata = std::iter::from_fn(|| Some((texts.next()?, texts.next()?))).collect();
+    let request = DataRequest {
+        source: ask.source,
+        destination: ask.destination,
+        data_type: ask.data_type,
+        priority: ask.priority,
+        metadata,
+        data,
     };
+    let Reply { status, reason, body } = reply_to(inner, request).await;
     drop(room);
     let answer = Answer {
         status,
@@ -373,4 +457,22 @@ async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> 
     };
     write(&mut stream.send, &answer, body).await?;
     Ok(())
+}
+
+/// Whether a node's name lies within what the asking peer was granted. [REQ-2] Nobody asks in another's name.
+async fn speaks_for(inner: &Inner, from: PeerId, source: &NodeId) -> bool {
+    let facts = inner.handle.act(move |fabric, now| {
+        let name = fabric.directory().member(&from).map(|m| m.name.clone());
+        (name, fabric.admission().root().cloned(), now.wall)
+    });
+    let Ok((name, root, wall)) = facts.await else {
+        return false;
+    };
+    // A peer just connected may ask before its record has come; its certificate came with the handshake.
+    let name = name.or_else(|| {
+        let connection = inner.handle.connection(&from)?;
+        let member = Membership::verify(connection.membership()?, &root?, &from, wall).ok()?;
+        Some(member.name)
+    });
+    name.is_some_and(|name| source.is_within(&name))
 }

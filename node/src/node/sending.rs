@@ -10,7 +10,6 @@ use std::time::Duration;
 use hyperfabric_mesh::driver::Stopped;
 use hyperfabric_protocol::cbor::Text;
 use hyperfabric_protocol::error::NodeNotFoundError;
-use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::{Fault, Offer, PayloadKind};
 use hyperfabric_protocol::types::{DataType, PacketPriority};
 use hyperfabric_protocol::{NodeId, PeerId, TransferId, UnixMillis};
@@ -179,47 +178,6 @@ impl Node {
             })
             .await?;
         Ok(transfer)
-    }
-
-    /// Finds the peer that hosts a node, looking for it until `wait` has passed.
-    pub(crate) async fn find_host(&self, node: &NodeId, wait: Duration) -> Result<PeerId, StartError> {
-        let events = self.events();
-        let wanted = node.clone();
-        let known = self
-            .0
-            .handle
-            .act(move |fabric, _| fabric.directory().host_of(&wanted))
-            .await?;
-        let host = match known {
-            Some(host) => Some(host),
-            None => {
-                self.look_up(node.clone());
-                let wanted = node.clone();
-                Self::wait_for(events, wait, move |event| match event {
-                    Event::NodeAppeared { node_id, peer } if node_id == wanted => Some(peer),
-                    _ => None,
-                })
-                .await
-            }
-        };
-        match host {
-            Some(host) if host == self.peer_id() => Err(StartError::Local(node.clone())),
-            Some(host) => Ok(host),
-            None => Err(NodeNotFoundError {
-                node_id: node.clone(),
-            }
-            .into()),
-        }
-    }
-
-    /// Asks beyond the neighbors for a node; what is found comes in as any flooded record does.
-    fn look_up(&self, node: NodeId) {
-        if let Some(discovery) = self.0.discovery.clone() {
-            self.0.handle.runtime().spawn(async move {
-                let found = discovery.lookup(&node).await;
-                tracing::debug!(%node, found, "looked for a node beyond the neighbors");
-            });
-        }
     }
 
     /// Cancels a transfer, from either side.
