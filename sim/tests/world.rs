@@ -34,6 +34,7 @@ fn offer(from: &str, to: &str, chunks: u64) -> Offer {
         priority: PacketPriority::Medium,
         modified: None,
         mode: None,
+        sync: None,
     }
 }
 

@@ -280,6 +280,7 @@ impl NodeControl {
             priority: request.priority,
             timeout: request.timeout,
             wait: request.wait,
+            sync: request.sync,
         };
         self.node.send(new).await.map_err(|error| start_error(&error))
     }

@@ -86,6 +86,8 @@ pub struct NewTransfer {
     pub timeout: Option<Duration>,
     /// For how long to look for a node that is not known.
     pub wait: Duration,
+    /// Whether the receiver makes every chunk durable as it arrives.
+    pub sync: bool,
 }
 
 /// The folder of files that were uploaded for sending, below the data folder.
@@ -153,6 +155,7 @@ impl Node {
                 .modified()
                 .map(|ns| UnixMillis(u64::try_from(ns.0 / 1_000_000).unwrap_or(0))),
             mode: source.mode(),
+            sync: new.sync.then_some(true),
         };
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|_| StartError::Random)?;

@@ -29,6 +29,7 @@ fn offer() -> Offer {
         priority: PacketPriority::High,
         modified: Some(UnixMillis(1_700_000_000_123)),
         mode: Some(0o640),
+        sync: None,
     }
 }
 

@@ -287,7 +287,10 @@ impl Receiver {
         let mut stream = Attempt {
             workers: &self.shared.workers,
             budget: self.shared.buffers.budget(RECEIVE_BUFFERS),
-            window: self.shared.tuning.window(incoming.layout().len()),
+            window: match incoming.offer.sync {
+                Some(true) => self.shared.tuning.chunk_bytes,
+                Some(false) | None => self.shared.tuning.window(incoming.layout().len()),
+            },
             incoming: &incoming,
             attempt,
             gather: Gather::next_header(),

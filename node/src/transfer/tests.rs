@@ -132,6 +132,7 @@ pub(super) fn offer_of(name: &str, source: &Source) -> Offer {
         priority: PacketPriority::Medium,
         modified: Some(UnixMillis(1_600_000_000_000)),
         mode: Some(0o640),
+        sync: None,
     }
 }
 

@@ -23,6 +23,7 @@ fn offer() -> Offer {
         priority: PacketPriority::High,
         modified: Some(UnixMillis(17)),
         mode: Some(0o644),
+        sync: None,
     }
 }
 

@@ -41,6 +41,8 @@ wire_map! {
         7 => pub modified: Option<UnixMillis>,
         /// Permission bits of a file, masked to 0o777; kept at the receiver.
         8 => pub mode: Option<u32>,
+        /// Whether the receiver makes every chunk durable as it arrives, not a window of them at a time.
+        9 => pub sync: Option<bool>,
     }
 }
 

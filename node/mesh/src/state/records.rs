@@ -116,7 +116,9 @@ pub(super) fn put_known_peers(store: &Store, peers: &[(PeerId, Vec<Address>)]) -
 }
 
 pub(super) fn listen_port(store: &Store) -> Result<Option<u16>, StoreError> {
-    let Some(value) = store.get(Table::Settings, LISTEN_PORT)? else { return Ok(None) };
+    let Some(value) = store.get(Table::Settings, LISTEN_PORT)? else {
+        return Ok(None);
+    };
     let bytes = value.try_into().map_err(|_| StoreError::Record("port"))?;
     Ok(Some(u16::from_be_bytes(bytes)))
 }

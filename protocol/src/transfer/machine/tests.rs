@@ -49,6 +49,7 @@ fn offer(size: u64) -> Offer {
         priority: PacketPriority::Medium,
         modified: None,
         mode: None,
+        sync: None,
     }
 }
 

@@ -15,6 +15,7 @@ fn offer(size: u64) -> Offer {
         priority: PacketPriority::Bulk,
         modified: Some(UnixMillis(1)),
         mode: None,
+        sync: None,
     }
 }
 
