@@ -1,3 +1,5 @@
+//! The command line as it is declared.
+
 use clap::{CommandFactory, Parser};
 
 use super::args::{Cli, Command};

@@ -1,3 +1,5 @@
+//! Configurations: what is taken, and how what is wrong is named.
+
 use super::*;
 
 fn load(text: &str) -> Result<FabricConfig, ConfigError> {

@@ -1,3 +1,5 @@
+//! Hosts made of files, as a kernel shows them.
+
 use super::*;
 
 /// A host as its kernel shows it.

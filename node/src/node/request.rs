@@ -134,7 +134,7 @@ pub(crate) enum Located {
 
 type ShortText = Text<REASON_BYTES_MAX>;
 
-/// The header of a request.
+/// The header of a request. [REQ-1]
 struct Ask {
     source: NodeId,
     destination: NodeId,
@@ -178,7 +178,7 @@ enum Status {
     Refused,
 }
 
-/// The header of an answer.
+/// The header of an answer. [REQ-3]
 struct Answer {
     status: Status,
     bytes: u64,

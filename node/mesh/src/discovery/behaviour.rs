@@ -71,13 +71,13 @@ fn wishes(allowed: bool) -> ConnectionLimits {
     ConnectionLimits::default().with_max_pending_outgoing(Some(if allowed { WISHES_MAX } else { 0 }))
 }
 
-/// Kademlia's protocol name: meshes do not mix.
+/// Kademlia's protocol name: meshes do not mix. [DISC-1]
 pub(super) fn kad_protocol(mesh: &MeshId) -> StreamProtocol {
     StreamProtocol::try_from_owned(format!("/hyperfabric/kad/{:.16}/1", mesh.to_string()))
         .expect("the name begins with a slash")
 }
 
-/// The topic of records.
+/// The topic of records. [DISC-3]
 pub(super) fn topic(mesh: &MeshId) -> IdentTopic {
     IdentTopic::new(format!("hyperfabric/{mesh}/records"))
 }

@@ -8,7 +8,7 @@ use libp2p::kad;
 /// Separates these keys from all other digests.
 const KEY_CONTEXT: &str = "hyperfabric node name v1";
 
-/// The key under which the record of a node's peer is stored.
+/// The key under which the record of a node's peer is stored. [DISC-2]
 pub(super) fn key(mesh: &MeshId, name: &NodeId) -> kad::RecordKey {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(mesh.as_bytes()).update(name.as_str().as_bytes());

@@ -239,7 +239,7 @@ impl Handle {
     }
 
     /// Returns a connection for sending a transfer's bytes, dialling one if there is none. It is closed some seconds
-    /// after the last lease on it is gone.
+    /// after the last lease on it is gone. [BULK-1]
     ///
     /// # Errors
     /// [`BulkError`].
