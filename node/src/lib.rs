@@ -28,3 +28,8 @@ pub use hyperfabric_protocol::types::{
 };
 pub use hyperfabric_protocol::{NodeId, PeerId, TransferId};
 pub use node::{DataRequest, Node};
+
+/// Compiles the example of the README as a test of documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
