@@ -38,7 +38,7 @@ pub(crate) fn daemon_error(error: &DaemonError) -> ApiError {
         DaemonError::NoMesh => ApiError::of(ErrorCode::Refused, error),
         DaemonError::SeveralListen | DaemonError::Bootstrap(..) => ApiError::of(ErrorCode::Usage, error),
         DaemonError::Path(PathError::Locked { .. }) => {
-            ApiError::of(ErrorCode::Refused, error).hint("a daemon is running with this data folder")
+            ApiError::of(ErrorCode::Refused, error).hint("stop it first, or use another --data-dir")
         }
         DaemonError::Path(_)
         | DaemonError::Store(_)
