@@ -94,12 +94,13 @@ impl Peer {
         self.folder.path().join(name)
     }
 
-    /// Replaces the configuration file.
+    /// Replaces the configuration file; the peer keeps its name.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn configure(&self, yaml: &str) -> Result<()> {
-        Ok(fs::write(self.data_dir().join("config.yaml"), yaml)?)
+        let text = format!("node:\n  name: {:?}\n{yaml}", self.name);
+        Ok(fs::write(self.data_dir().join("config.yaml"), text)?)
     }
 
     /// Accepts log lines of level ERROR that contain `text`.
