@@ -3,6 +3,7 @@
 use hyperfabric_node::api::{ApiError, ErrorCode};
 use hyperfabric_node::offline::{self, JoinError};
 use hyperfabric_protocol::cert::Member;
+use hyperfabric_protocol::frame::JoinRefusal;
 use hyperfabric_protocol::ticket::{CREDENTIAL_PREFIX, Credential, Ticket};
 use serde_json::json;
 
@@ -47,6 +48,9 @@ pub(crate) fn run(context: &Context, join: &Join) -> Result<(), Failure> {
 fn explain(error: &JoinError) -> ApiError {
     match error {
         JoinError::Daemon(error) => daemon_error(error),
+        JoinError::Refused(JoinRefusal::NameTaken) => ApiError::of(ErrorCode::Conflict, error)
+            .named("DuplicateNodeError")
+            .hint("ask for a ticket with another name"),
         JoinError::Refused(_) | JoinError::Certificate(_) => ApiError::of(ErrorCode::Refused, error),
         JoinError::TimedOut(_) => ApiError::of(ErrorCode::TimedOut, error)
             .hint("check that the issuer is running and that its UDP port can be reached from here"),

@@ -301,7 +301,7 @@ fn fault_error(error: &TransferError) -> ApiError {
         Fault::SourceChanged => (ErrorCode::Failed, "send it again once it is complete"),
         Fault::Cancelled => (
             ErrorCode::Failed,
-            "`hyperfabric transfers resume ID` goes on where it stopped",
+            "`hyperfabric transfers resume ID` sends it again",
         ),
         Fault::Storage
         | Fault::SourceUnreadable

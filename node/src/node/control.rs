@@ -9,6 +9,7 @@ use hyperfabric_mesh::driver::Stopped;
 use hyperfabric_mesh::{Connection, DiscoveryStats, Side};
 use hyperfabric_protocol::admission::AdmitError;
 use hyperfabric_protocol::cert::MeshRoot;
+use hyperfabric_protocol::error::InvalidNodeError;
 use hyperfabric_protocol::fabric::{Event, RegisterError, RevokeError};
 use hyperfabric_protocol::flood::{Item, ItemKey, ItemKind};
 use hyperfabric_protocol::types::NodeSignature;
@@ -479,6 +480,9 @@ fn register_error(error: &RegisterError) -> ApiError {
     match error {
         RegisterError::Duplicate(error) => {
             ApiError::of(ErrorCode::Conflict, error).named("DuplicateNodeError")
+        }
+        RegisterError::Invalid(error @ InvalidNodeError::OutsideGrant { .. }) => {
+            ApiError::of(ErrorCode::Refused, error).named("InvalidNodeError")
         }
         RegisterError::Invalid(error) => ApiError::of(ErrorCode::Usage, error).named("InvalidNodeError"),
         RegisterError::NotAMember => ApiError::of(ErrorCode::Refused, error),

@@ -108,7 +108,7 @@ fn one_data_folder_serves_one_daemon() -> Result<()> {
     let [alpha] = mesh.by_name();
     let second = alpha
         .run(&["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"])?
-        .expect(Exit::Failed)?;
+        .expect(Exit::Refused)?;
     ensure!(second.stderr.contains("already"), "{}", second.stderr);
     alpha.json(&["status"])?;
     Ok(())

@@ -102,11 +102,12 @@ fn the_second_claim_to_a_name_is_refused_and_the_first_goes_on() -> Result<()> {
     first.run(&["join", &tickets.0])?.expect(Exit::Done)?;
     first.up()?;
     let second = Peer::init("beta")?;
-    let refused = second.run(&["join", &tickets.1])?.expect(Exit::Refused)?;
+    let refused = second
+        .run(&["join", &tickets.1, "--json"])?
+        .expect(Exit::Refused)?;
     ensure!(
-        refused.stderr.contains("DuplicateNodeError"),
-        "{}",
-        refused.stderr
+        refused.json()?["error"]["name"] == "DuplicateNodeError",
+        "{refused:?}"
     );
     first.knows(&["alpha", "beta"])?;
     let [alpha] = mesh.by_name();
@@ -138,4 +139,47 @@ fn a_peer_that_was_killed_and_is_back_is_known_as_such_within_two_seconds() -> R
     })?;
     ensure!(alpha.json(&["ping", "beta", "--count", "1"])?["success"] == true);
     Ok(())
+}
+
+#[test]
+fn no_ticket_is_made_for_a_name_that_is_taken() -> Result<()> {
+    let mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    for name in ["alpha", "beta"] {
+        let refused = mesh.peers[0]
+            .run(&["mesh", "invite", "--name", name, "--json"])?
+            .expect(Exit::Refused)?;
+        ensure!(
+            refused.json()?["error"]["name"] == "DuplicateNodeError",
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_outside_the_name_that_was_granted_is_not_registered() -> Result<()> {
+    let mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = &mesh.peers[..] else {
+        anyhow::bail!("two peers")
+    };
+    let mut node = beta.json(&["nodes", "show", "beta"])?;
+    for field in ["peer_id", "local", "reachable", "seen_unix_ms"] {
+        node.as_object_mut().expect("an object").remove(field);
+    }
+    let file = beta.scratch("node.json");
+    let path = file.to_str().expect("UTF-8").to_owned();
+    let mut register = |name: &str| {
+        node["node_id"] = name.into();
+        std::fs::write(&file, node.to_string())?;
+        beta.run(&["nodes", "register", &path, "--json"])
+    };
+    for name in ["alpha", "alpha/gpu9", "betamax"] {
+        let refused = register(name)?.expect(Exit::Refused)?;
+        ensure!(
+            refused.json()?["error"]["name"] == "InvalidNodeError",
+            "{refused:?}"
+        );
+    }
+    register("beta/gpu9")?.expect(Exit::Done)?;
+    alpha.knows(&["beta/gpu9"])
 }

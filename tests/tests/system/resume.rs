@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use hyperfabric_tests::files::{b3sum, write_random};
 use hyperfabric_tests::wait::{eventually, until};
-use hyperfabric_tests::{Content, Exit, Folder, Mesh, Peer};
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
+use serde_json::Value;
 
-use crate::support::{MIB, TRANSFER_DEADLINE, only_whole_files, start_send, transfers, under_way};
+use crate::support::{MIB, TRANSFER_DEADLINE, goes_on, only_whole_files, start_send, transfers, under_way};
 
 /// Large enough that a test can act while it is under way.
 const FILE_BYTES: u64 = 256 * MIB;
+/// How much of a file may be sent again after a crash: one per cent and a window between two syncs.
+const SENT_AGAIN_MAX: u64 = FILE_BYTES / 100 + 32 * MIB;
 /// How much is durable before something happens: more than one window between two syncs.
 const PART_BYTES: u64 = 48 * MIB;
 
@@ -84,7 +87,7 @@ fn kills_at_random_moments_never_lose_or_damage_a_file() -> Result<()> {
             .unwrap_or(default)
     };
     let (rounds, seed) = (
-        number("HYPERFABRIC_KILL_ROUNDS", 3),
+        number("HYPERFABRIC_KILL_ROUNDS", 5),
         number("HYPERFABRIC_SEED", 1),
     );
     eprintln!("HYPERFABRIC_SEED={seed}");
@@ -110,6 +113,7 @@ fn kills_at_random_moments_never_lose_or_damage_a_file() -> Result<()> {
             let this = all.iter().find(|transfer| transfer["name"] == name.as_str());
             Ok(this.is_some_and(|t| t["done_bytes"].as_u64() >= Some(bytes) || t["state"] == "done"))
         })?;
+        let durable = of_name(alpha, &name)?["done_bytes"].as_u64();
         let (receiver, sender) = [(true, false), (false, true), (true, true)][usize::from(victims % 3)];
         if receiver {
             beta.kill()?;
@@ -132,10 +136,50 @@ fn kills_at_random_moments_never_lose_or_damage_a_file() -> Result<()> {
         if b3sum(&landed)? != b3sum(&path)? {
             bail!("round {round}: {} is damaged", landed.display());
         }
+        until("the sender to know", TRANSFER_DEADLINE, || {
+            Ok(of_name(alpha, &name)?["state"] == "done")
+        })?;
+        let end = of_name(alpha, &name)?;
+        // A kill that came after the end has resumed nothing.
+        if end["resumed_bytes"] != 0 || durable < Some(FILE_BYTES - SENT_AGAIN_MAX) {
+            let resumed = end["resumed_bytes"].as_u64().unwrap_or(0);
+            ensure!(
+                Some(resumed + SENT_AGAIN_MAX) >= durable,
+                "round {round}: {durable:?} bytes were durable, and only {resumed} were resumed"
+            );
+        }
         std::fs::remove_file(landed)?;
         std::fs::remove_file(path)?;
     }
     Ok(())
+}
+
+/// What a peer says about the transfer of the file called `name`.
+fn of_name(peer: &Peer, name: &str) -> Result<Value> {
+    let all = transfers(peer)?;
+    all.into_iter()
+        .find(|transfer| transfer["name"] == name)
+        .with_context(|| format!("no transfer of {name}"))
+}
+
+#[test]
+fn a_source_that_shrinks_while_it_is_sent_ends_at_both_ends() -> Result<()> {
+    let (mut mesh, folder, path) = pair("big.bin")?;
+    let [alpha, beta] = mesh.by_name();
+    let send = start_send(alpha, &path, "beta")?;
+    under_way(alpha, PART_BYTES)?;
+    std::fs::File::options()
+        .write(true)
+        .open(&path)?
+        .set_len(PART_BYTES)?;
+    let outcome = send.wait(TRANSFER_DEADLINE)?.expect(Exit::Failed)?;
+    ensure!(outcome.stderr.contains("changed"), "{}", outcome.stderr);
+    until("the end at the receiver", PATIENCE, || {
+        Ok(of_name(beta, "big.bin")?["error"]["name"] == "source_changed")
+    })?;
+    ensure!(beta.received()?.is_empty(), "a part was delivered");
+    let small = folder.random("small.bin", Content { bytes: 1000, seed: 2 })?;
+    goes_on(alpha, &small, "beta")
 }
 
 #[test]

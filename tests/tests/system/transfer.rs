@@ -4,9 +4,9 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use hyperfabric_tests::files::b3sum;
-use hyperfabric_tests::{Content, Exit, Folder, Mesh};
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, Outcome, PATIENCE, Running};
 
-use crate::support::{KIB, MIB, send};
+use crate::support::{KIB, MIB, send, transfers};
 
 #[test]
 fn a_file_arrives_verified_in_the_folder_of_its_sender() -> Result<()> {
@@ -148,17 +148,50 @@ fn a_transfer_without_an_end_stops_at_its_timeout() -> Result<()> {
 #[test]
 fn a_file_the_caller_cannot_read_is_not_sent() -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
     let [alpha, beta] = mesh.by_name();
     let folder = Folder::new()?;
     let path = folder.random("secret", Content { bytes: 10, seed: 0 })?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o000))?;
-    if fs::File::open(&path).is_ok() {
-        hyperfabric_tests::skip!("file permissions do not hold for this user (root)");
+    let arguments = ["send", path.to_str().context("UTF-8")?, "--to", "beta"];
+    mode(&path, 0o000)?;
+    if fs::File::open(&path).is_err() {
+        alpha.run(&arguments)?.expect(Exit::Failed)?;
+        ensure!(beta.received()?.is_empty());
+        return Ok(());
     }
-    alpha
-        .run(&["send", path.to_str().context("UTF-8")?, "--to", "beta"])?
-        .expect(Exit::Failed)?;
+    // Root reads everything, so the caller is somebody else; the daemon could read the file.
+    let binary = folder.path().join("hyperfabric");
+    fs::copy(hyperfabric_tests::binary::hyperfabric()?, &binary)?;
+    mode(&binary, 0o755)?;
+    mode(folder.path(), 0o755)?;
+    let nobody = || -> Result<_> {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(&binary).args(arguments);
+        command
+            .arg("--data-dir")
+            .arg(alpha.data_dir())
+            .env_remove("HYPERFABRIC_DATA_DIR");
+        Running::start(&mut command)?.wait(PATIENCE)
+    };
+    let refused = |outcome: &Outcome| {
+        matches!(outcome.exit, Exit::Failed | Exit::Refused | Exit::NotFound)
+            && outcome.stderr.contains("error: ")
+    };
+    let outcome = nobody()?;
+    ensure!(refused(&outcome), "behind a closed data folder: {outcome:?}");
+    // Even one who may talk to the daemon gets no further than its own rights.
+    mode(&alpha.data_dir(), 0o755)?;
+    for name in ["api.token", "api.addr", "config.yaml"] {
+        mode(&alpha.data_dir().join(name), 0o644)?;
+    }
+    mode(&alpha.data_dir().join("api.sock"), 0o666)?;
+    let outcome = nobody()?;
+    ensure!(refused(&outcome), "beside an open data folder: {outcome:?}");
+    mode(&alpha.data_dir(), 0o700)?;
+    mode(&alpha.data_dir().join("api.token"), 0o600)?;
+    ensure!(transfers(alpha)?.is_empty(), "{:?}", transfers(alpha)?);
     ensure!(beta.received()?.is_empty());
     Ok(())
 }

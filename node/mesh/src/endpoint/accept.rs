@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::limits::{Entry, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX, LimitHit};
 use super::{HANDSHAKE_TIMEOUT, Shared, transport};
 use crate::address::canonical;
-use crate::connection::{CloseReason, Connection, Side, close_quic};
+use crate::connection::{CloseCause, CloseReason, Connection, Side, close_quic};
 use crate::tls::{Admitted, Handshake, Purpose, Refusal};
 
 /// [QUIC-3] The byte on the acceptor's first stream: the dialler is let in. Until then its handshake has succeeded on its own side only.
@@ -102,9 +102,12 @@ impl Attempt {
             AcceptError::Refused(refusal) => {
                 tracing::debug!(address = %remote, %peer, reason = refusal.word(), "refused a peer");
             }
-            AcceptError::Handshake(source) => {
-                tracing::debug!(address = %remote, %peer, error = %source, "a handshake failed");
-            }
+            AcceptError::Handshake(source) => match CloseCause::from_quic(&source, None) {
+                CloseCause::Refused(refusal) if ledger.may_log() => {
+                    tracing::info!(address = %remote, %peer, reason = refusal.word(), "a dialler refused this peer: it {refusal}");
+                }
+                _ => tracing::debug!(address = %remote, %peer, error = %source, "a handshake failed"),
+            },
             other if ledger.may_log() => {
                 tracing::info!(address = %remote, %peer, "turned a connection away: {other}");
             }

@@ -157,7 +157,10 @@ fn explain(error: &ConnectionError, address: SocketAddr, cell: &SessionCell) -> 
         return DialError::Untrusted { address, reason };
     }
     match CloseCause::from_quic(error, None) {
-        CloseCause::Refused(reason) => DialError::Refused { reason },
+        CloseCause::Refused(reason) => {
+            tracing::info!(%address, reason = reason.word(), "refused by a dialled peer: this peer {reason}");
+            DialError::Refused { reason }
+        }
         CloseCause::TimedOut => DialError::TimedOut { address },
         CloseCause::Transport {
             code: CONNECTION_REFUSED,
