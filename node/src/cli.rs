@@ -37,6 +37,8 @@ use output::Out;
 pub(crate) enum Failure {
     /// It failed, and the user should know why.
     Error(ApiError),
+    /// It failed, and the answer has said so.
+    Said(hyperfabric_node::api::ErrorCode),
     /// Whoever read the output has had enough, such as `head`.
     OutputClosed,
     /// The user interrupted it, and was told what that means.
@@ -84,6 +86,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         // What shells report for a program that SIGINT ended.
         Err(Failure::Interrupted) => ExitCode::from(130),
+        Err(Failure::Said(code)) => ExitCode::from(code.exit_code()),
         Err(Failure::Error(error)) => {
             out.error(&error);
             ExitCode::from(error.code.exit_code())

@@ -12,6 +12,7 @@ use hyperfabric_mesh::state::{StateError, StateFolder};
 use hyperfabric_mesh::wire::BindError;
 use hyperfabric_mesh::{KernelWire, Limits, PeerAddress, Wire};
 use hyperfabric_protocol::NodeId;
+use hyperfabric_protocol::cert::{CertificateError, Membership};
 use hyperfabric_protocol::fabric::Event;
 use tokio::sync::watch;
 
@@ -61,6 +62,11 @@ pub enum DaemonError {
     /// The peer is in no mesh.
     #[error("this peer is in no mesh: `hyperfabric mesh create` makes one, `hyperfabric join` joins one")]
     NoMesh,
+    /// The certificate cannot be used any more, or not yet.
+    #[error(
+        "this peer cannot take part in its mesh: its {0}; ask for a new ticket, and join with another --data-dir"
+    )]
+    Membership(CertificateError),
     /// A bootstrap address cannot be used.
     #[error("the bootstrap address {0} cannot be used")]
     Bootstrap(String, #[source] hyperfabric_mesh::address::AddressError),
@@ -194,6 +200,11 @@ pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepa
         let mesh = config.mesh.as_deref().ok_or(DaemonError::NoMesh)?;
         let name = config.node_name.clone().unwrap_or_else(hardware::host_name);
         folder.join_open_mesh(mesh, name, clock.now().wall)?;
+    }
+    if let Some(credential) = folder.credential()? {
+        let (bytes, peer) = (credential.0.membership.to_bytes(), folder.key()?.peer_id());
+        Membership::verify(&bytes, &credential.root(), &peer, clock.now().wall)
+            .map_err(DaemonError::Membership)?;
     }
     let (store, warnings) = open_store(&folder)?;
     let [listen] = config.listen[..] else {

@@ -225,6 +225,7 @@ impl Fabric {
                 }
                 Purpose::Join => self.events.push_back(Event::JoinUnreachable),
             },
+            Input::RevokedBy { peer } => self.transfers_input(now, transfer::Input::PeerRevoked { peer }),
             Input::Frame { conn, bytes } => self.handle_frame(now, conn, &bytes),
             Input::Addresses(addresses) => {
                 if self.addresses != addresses {
@@ -375,7 +376,14 @@ impl Fabric {
             return;
         };
         match state.purpose {
-            Purpose::Prompt => self.neighbors_input(now, neighbors::Input::Disconnected { conn, reason }),
+            Purpose::Prompt => {
+                // What was sent before the close is lost with it: the reason alone tells this peer that the other
+                // side has ended its transfers for good.
+                if reason == Some(CloseReason::Revoked) {
+                    self.transfers_input(now, transfer::Input::PeerRevoked { peer: state.peer });
+                }
+                self.neighbors_input(now, neighbors::Input::Disconnected { conn, reason });
+            }
             Purpose::Join if state.dialled => self.events.push_back(Event::JoinEnded),
             Purpose::Join => {}
         }

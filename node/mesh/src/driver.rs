@@ -31,7 +31,7 @@ use crate::endpoint::{DialError, Endpoint};
 use crate::gate::MeshGate;
 use crate::streams::BiStream;
 use crate::streams::control::{ControlSendError, ControlSender};
-use crate::tls::{Leaf, LeafCell, Purpose};
+use crate::tls::{Leaf, LeafCell, Purpose, Refusal};
 use crate::workers::WorkerPool;
 
 /// Messages that may wait for the loop. Senders wait beyond it, which slows down the peer that they speak for.
@@ -241,6 +241,15 @@ impl<H: Host> Driver<H> {
             } => {
                 let permanent = matches!(error, DialError::Refused { .. } | DialError::Untrusted { .. });
                 tracing::debug!(%peer, %error, "dial failed");
+                if matches!(
+                    error,
+                    DialError::Refused {
+                        reason: Refusal::Revoked
+                    }
+                ) {
+                    tracing::warn!(%peer, "this peer's membership was revoked");
+                    self.fabric.handle_input(now, Input::RevokedBy { peer });
+                }
                 self.handle.note_dial_error(peer, error);
                 self.fabric.handle_input(
                     now,

@@ -270,7 +270,7 @@ impl Stage {
                 let how = format!("did not bring the file to {to} ({error})");
                 self.peers.failed(ALPHA, &["up"], how)
             }
-            Failure::OutputClosed | Failure::Interrupted => DemoError::Interrupted,
+            Failure::Said(_) | Failure::OutputClosed | Failure::Interrupted => DemoError::Interrupted,
         })
     }
 

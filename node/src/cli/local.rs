@@ -35,7 +35,7 @@ pub(crate) fn state_error(error: &StateError) -> ApiError {
 pub(crate) fn daemon_error(error: &DaemonError) -> ApiError {
     match error {
         DaemonError::State(error) => state_error(error),
-        DaemonError::NoMesh => ApiError::of(ErrorCode::Refused, error),
+        DaemonError::NoMesh | DaemonError::Membership(_) => ApiError::of(ErrorCode::Refused, error),
         DaemonError::SeveralListen | DaemonError::Bootstrap(..) => ApiError::of(ErrorCode::Usage, error),
         DaemonError::Path(PathError::Locked { .. }) => {
             ApiError::of(ErrorCode::Refused, error).hint("stop it first, or use another --data-dir")

@@ -1,7 +1,7 @@
 //! `hyperfabric ping`: echoes one at a time, so that each can be shown when it comes back.
 
+use hyperfabric_node::api::ErrorCode;
 use hyperfabric_node::api::model::{PING_TIMEOUT_MS_MAX, PingReport, PingRequest};
-use hyperfabric_node::api::{ApiError, ErrorCode};
 
 use hyperfabric_protocol::NodeId;
 
@@ -41,7 +41,9 @@ pub(crate) fn run(context: &Context, ping: args::Ping) -> Result<(), Failure> {
     if all.success {
         return Ok(());
     }
-    Err(ApiError::new(ErrorCode::TimedOut, format!("{} did not answer", one.node)).into())
+    // The answer says it all on standard output, where JSON is one object.
+    context.out.note(&format!("error: {} did not answer", one.node));
+    Err(Failure::Said(ErrorCode::TimedOut))
 }
 
 /// Adds a report of later echoes to an earlier one.

@@ -90,6 +90,11 @@ pub struct NewTransfer {
     pub sync: bool,
 }
 
+/// How long the journal may take to say what the user has been told.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is asked.
+const JOURNAL_POLL: Duration = Duration::from_millis(20);
+
 /// The folder of files that were uploaded for sending, below the data folder.
 const UPLOADS: &str = "uploads";
 
@@ -199,13 +204,7 @@ impl Node {
     /// # Errors
     /// [`StartError`].
     pub async fn resume(&self, transfer: TransferId) -> Result<(), StartError> {
-        let store = self.0.store.clone();
-        let record = self
-            .0
-            .pool
-            .run_on(Lane::Sync, move || store.outgoing(transfer))
-            .await??;
-        let mut record = record.ok_or(StartError::UnknownTransfer(transfer))?;
+        let mut record = self.0.ended_outgoing(transfer).await?;
         match record.state {
             OutgoingState::Active => return Ok(()),
             OutgoingState::Delivered { .. } => return Err(StartError::Delivered(transfer)),
@@ -311,6 +310,27 @@ impl Inner {
             .pool
             .run_on(Lane::Sync, move || store.put_outgoing(&record))
             .await??)
+    }
+
+    /// Reads what the journal has of an outgoing transfer; one that has just ended is waited for until the journal
+    /// says so too.
+    async fn ended_outgoing(&self, transfer: TransferId) -> Result<OutgoingRecord, StartError> {
+        let limit = tokio::time::Instant::now() + JOURNAL_TIMEOUT;
+        loop {
+            let store = self.store.clone();
+            let read = move || store.outgoing(transfer);
+            let record = self.pool.run_on(Lane::Sync, read).await??;
+            let record = record.ok_or(StartError::UnknownTransfer(transfer))?;
+            let ended = self
+                .board
+                .get(transfer)
+                .is_some_and(|shown| shown.state.is_ended());
+            let written = !matches!(record.state, OutgoingState::Active);
+            if written || !ended || tokio::time::Instant::now() > limit {
+                return Ok(record);
+            }
+            tokio::time::sleep(JOURNAL_POLL).await;
+        }
     }
 
     /// Opens the source of a transfer again and checks that it is what it was.

@@ -97,6 +97,11 @@ pub enum Input {
         /// Whether it answered and refused.
         permanent: bool,
     },
+    /// A peer does not let this one in, because its membership was revoked.
+    RevokedBy {
+        /// The peer.
+        peer: PeerId,
+    },
     /// A control frame has arrived.
     Frame {
         /// On which connection.

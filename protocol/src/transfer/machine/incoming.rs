@@ -97,11 +97,12 @@ impl Transfers {
         };
         let same = incoming.offer == offer;
         match incoming.stage {
-            Stage::Dropping { fault } | Stage::Discarding { fault } => {
-                let fault = if fault == Fault::Cancelled {
-                    fault
-                } else {
-                    Fault::Busy
+            Stage::Dropping { .. } | Stage::Discarding { .. } => {
+                // What this side's user has cancelled stays so; a sender that takes up what it had cancelled itself
+                // is let in once the disk is clean.
+                let fault = match self.recall(peer, transfer, Role::Receiver) {
+                    Some(Fault::Cancelled) => Fault::Cancelled,
+                    Some(_) | None => Fault::Busy,
                 };
                 self.send_abort(peer, transfer, fault);
             }

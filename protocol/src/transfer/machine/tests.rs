@@ -296,7 +296,11 @@ fn a_transfer_discarded_is_gone_once_the_job_is_done() {
         }]
     );
     rig.offered();
-    assert_eq!(rig.faults(), [Fault::Cancelled]);
+    assert_eq!(
+        rig.faults(),
+        [Fault::Busy],
+        "its sender may offer it again once it is gone"
+    );
     rig.input(Input::JobDone(JobResult::Discarded {
         peer: P,
         transfer: ID,
@@ -490,6 +494,27 @@ fn a_receiver_whose_stream_broke_asks_for_the_rest() {
             transfer: ID
         }]
     );
+}
+
+#[test]
+fn a_sender_that_takes_up_what_it_has_cancelled_is_let_in_once_the_disk_is_clean() {
+    // [XFER-12]
+    let mut rig = Rig::receiver(TransferState::Receiving);
+    rig.frame(Frame::Abort(Abort {
+        transfer: ID,
+        fault: Fault::Cancelled,
+        detail: None,
+    }))
+    .unwrap();
+    rig.offered();
+    assert_eq!(rig.faults(), [Fault::Busy]);
+    rig.input(Input::JobDone(JobResult::Discarded {
+        peer: P,
+        transfer: ID,
+    }));
+    rig.offered();
+    assert_eq!(rig.faults(), []);
+    assert!(matches!(rig.jobs().last(), Some(Job::Prepare { .. })));
 }
 
 #[test]
