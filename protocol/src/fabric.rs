@@ -227,12 +227,7 @@ impl Fabric {
             },
             Input::RevokedBy { peer } => self.transfers_input(now, transfer::Input::PeerRevoked { peer }),
             Input::Frame { conn, bytes } => self.handle_frame(now, conn, &bytes),
-            Input::Addresses(addresses) => {
-                if self.addresses != addresses {
-                    self.addresses = addresses;
-                    self.publish_record(now);
-                }
-            }
+            Input::Addresses(addresses) => self.handle_addresses(now, addresses),
             Input::Found(signed) => self.handle_found(now, signed),
             Input::PayloadSent {
                 transfer,
@@ -273,6 +268,13 @@ impl Fabric {
             Input::JobDone(result) => self.handle_job(now, result),
         }
         self.settle(now);
+    }
+
+    fn handle_addresses(&mut self, now: Now, addresses: Vec<Address>) {
+        if self.addresses != addresses {
+            self.addresses = addresses;
+            self.publish_record(now);
+        }
     }
 
     /// Does what is due.
