@@ -77,15 +77,17 @@ fn a_transfer_goes_on_when_both_sides_were_killed() -> Result<()> {
     arrives(beta, &path)
 }
 
+/// Reads a number from the environment.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(default)
+}
+
 #[test]
 fn kills_at_random_moments_never_lose_or_damage_a_file() -> Result<()> {
     // HYPERFABRIC_KILL_ROUNDS=50 for the long run; HYPERFABRIC_SEED repeats one.
-    let number = |name: &str, default: u64| {
-        std::env::var(name)
-            .ok()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(default)
-    };
     let (rounds, seed) = (
         number("HYPERFABRIC_KILL_ROUNDS", 5),
         number("HYPERFABRIC_SEED", 1),
