@@ -1,0 +1,13 @@
+//! Several nodes in this one process: what they do together on wires that the tests control.
+//!
+//! Everything here runs the node as a library, on one runtime and one worker pool, over kernel sockets on loopback or
+//! impaired ones. Tests take turns, because they count threads and memory of the process; after each one nothing
+//! may have been logged as an error. Processes, signals and the command line are the `system` tests' business.
+
+mod data;
+mod events;
+mod harness;
+mod hostile;
+mod idle;
+mod raw;
+mod transfer;
