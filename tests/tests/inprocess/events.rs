@@ -132,6 +132,7 @@ fn in_the_world() -> BTreeMap<&'static str, Story> {
             priority: PacketPriority::Medium,
             modified: None,
             mode: None,
+            sync: None,
         };
         let transfer = TransferId([number; 16]);
         world

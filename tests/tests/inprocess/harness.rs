@@ -279,6 +279,7 @@ impl Peer {
             priority: PacketPriority::Medium,
             timeout: None,
             wait: PATIENCE,
+            sync: false,
         };
         self.node.send(new).await.unwrap()
     }

@@ -122,6 +122,7 @@ async fn false_digest(raw: &Raw, to: SocketAddr, source: &NodeId, destination: &
         priority: PacketPriority::Medium,
         modified: None,
         mode: None,
+        sync: None,
     };
     control
         .write(&Frame::Offer(OfferFrame { transfer, offer }))
