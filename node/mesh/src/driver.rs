@@ -2,7 +2,7 @@
 //! network.
 //!
 //! One task owns the [`Fabric`]. Everything else (connections, dials, the local API, workers) sends it
-//! [`Message`]s through one bounded channel and shares a table of live connections. After every message the loop
+//! messages through one bounded channel and shares a table of live connections. After every message the loop
 //! drains the machine: frames go to their connections, dials become tasks, signature checks go to the worker pool,
 //! and what touches a disk goes to the [`Host`].
 //!
