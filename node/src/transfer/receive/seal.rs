@@ -60,7 +60,7 @@ impl Receiver {
     /// When the disk or the journal fails; what is left is removed when the receiver is opened next.
     pub async fn discard(&self, transfer: TransferId, peer: PeerId) -> Result<(), ReceiveError> {
         if let Ok(incoming) = self.find(transfer, peer) {
-            incoming.set_attempt(None);
+            incoming.abandon();
             incoming.drained().await;
             self.shared.open().remove(&transfer);
         }

@@ -57,6 +57,9 @@ struct State {
     syncing: bool,
     error: Option<ReceiveError>,
     failed: bool,
+    /// Set for good when the transfer is discarded: from then on nothing is claimed, or a claim that was late would be
+    /// taken for one of the next transfer of that id.
+    discarded: bool,
 }
 
 impl Incoming {
@@ -182,6 +185,17 @@ impl Incoming {
         }
     }
 
+    /// Gives up what was written and not claimed yet, and everything after it.
+    pub(super) fn abandon(&self) {
+        let mut state = self.state();
+        state.attempt = None;
+        state.failed = true;
+        state.discarded = true;
+        state.written.clear();
+        drop(state);
+        self.notify.notify_waiters();
+    }
+
     /// Waits until no job is under way, whatever became of them.
     pub(super) async fn drained(&self) {
         let _ = self.idle().await;
@@ -248,7 +262,12 @@ impl Write {
             Err(Violation::ChunkDigestMismatch(index).into())
         };
         match result {
-            Ok(()) => self.incoming.state().written.push((index, self.header.value)),
+            Ok(()) => {
+                let mut state = self.incoming.state();
+                if !state.discarded {
+                    state.written.push((index, self.header.value));
+                }
+            }
             Err(error) => self.incoming.fail(error),
         }
         self.done = true;
@@ -276,7 +295,8 @@ impl SyncBatch {
     /// Takes what is written, if it is at least `bytes_min` and no other sync is running.
     pub(super) fn take(incoming: &Arc<Incoming>, bytes_min: u64) -> Option<Self> {
         let mut state = incoming.state();
-        if state.syncing || state.written.is_empty() || incoming.written_bytes(&state) < bytes_min {
+        let nothing = state.discarded || state.written.is_empty();
+        if state.syncing || nothing || incoming.written_bytes(&state) < bytes_min {
             return None;
         }
         state.syncing = true;
