@@ -3,7 +3,9 @@
 use std::sync::{Arc, OnceLock, Weak};
 
 use hyperfabric_mesh::driver::{Handle, Host};
-use hyperfabric_mesh::{BiStream, ChunkStream as IncomingStream, Connection, StreamCode, StreamKind};
+use hyperfabric_mesh::{
+    BiStream, ChunkStream as IncomingStream, CloseCause, CloseReason, Connection, StreamCode, StreamKind,
+};
 use hyperfabric_protocol::admission::Persist;
 use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult, Misbehaved};
 use hyperfabric_protocol::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role, TransferEvent};
@@ -274,13 +276,22 @@ impl Inner {
             tracing::debug!(%transfer, %peer, error = &error as &dyn std::error::Error, "no connection for the bytes");
             None
         })?;
-        let stream = connection.open_uni(StreamKind::Chunks).await.map_err(|_| None)?;
+        // The peer may close this connection before the prompt one: its reason ends the transfer all the same.
+        let end = || match connection.close_cause() {
+            Some(CloseCause::ClosedByPeer {
+                reason: Some(CloseReason::Revoked),
+                ..
+            }) => Some(Fault::Revoked),
+            _ => None,
+        };
+        let opened = connection.open_uni(StreamKind::Chunks).await;
+        let stream = opened.map_err(|_| end())?;
         let mut sink = Sink(stream);
         match self.sender.send(source, attempt, have, &mut sink).await {
             Ok(sent) => Ok(sent.root),
             Err(error) => {
                 sink.0.reset(StreamCode::Cancelled);
-                let fault = error.fault();
+                let fault = error.fault().or_else(end);
                 tracing::info!(%transfer, error = &error as &dyn std::error::Error, "the bytes stopped");
                 Err(fault)
             }

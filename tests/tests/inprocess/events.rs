@@ -23,6 +23,7 @@ use hyperfabric_protocol::cbor::Text;
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, Offer, PayloadKind, TransferEvent};
 use hyperfabric_sim::world::{Conditions, PeerIndex, World};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::harness::{Lab, PATIENCE, Peer, Seed, eventually, host, id, next, run};
@@ -75,6 +76,39 @@ fn is_ended(event: &Event) -> bool {
     matches!(event, Event::Transfer(TransferEvent::Ended { .. }))
 }
 
+fn join_in_the_world(world: &mut World, p0: PeerIndex, name: &str) -> PeerIndex {
+    let address = world.address(p0);
+    let invited = world.act(p0, |f, now| f.invite(now, id(name), HOUR, 1, vec![address]));
+    let peer = world.add();
+    world.act(peer, |f, now| f.join(now, invited.unwrap().0));
+    assert!(world.run_until(PATIENCE, |w| w.fabric(peer).admission().own().is_some()));
+    world.kill(peer);
+    world.start(peer);
+    world
+        .act(peer, |f, now| f.register(now, host(&id(name))))
+        .unwrap();
+    peer
+}
+
+fn send_in_the_world(world: &mut World, from: PeerIndex, number: u8) {
+    let offer = Offer {
+        source: id("p1"),
+        destination: id("p2"),
+        name: Text(format!("payload{number}")),
+        kind: PayloadKind::File,
+        size: CHUNKS * CHUNK_BYTES,
+        data_type: DataType::Generic,
+        priority: PacketPriority::Medium,
+        modified: None,
+        mode: None,
+        sync: None,
+    };
+    let transfer = TransferId([number; 16]);
+    world
+        .act(from, |f, now| f.send(now, transfer, offer, None, false))
+        .unwrap();
+}
+
 /// The scenario in virtual time.
 fn in_the_world() -> BTreeMap<&'static str, Story> {
     let mut world = World::new(
@@ -86,21 +120,8 @@ fn in_the_world() -> BTreeMap<&'static str, Story> {
     );
     let p0 = world.add_admitter("lab", "p0");
     world.act(p0, |f, now| f.register(now, host(&id("p0")))).unwrap();
-    let join = |world: &mut World, name: &str| {
-        let address = world.address(p0);
-        let invited = world.act(p0, |f, now| f.invite(now, id(name), HOUR, 1, vec![address]));
-        let peer = world.add();
-        world.act(peer, |f, now| f.join(now, invited.unwrap().0));
-        assert!(world.run_until(PATIENCE, |w| w.fabric(peer).admission().own().is_some()));
-        world.kill(peer);
-        world.start(peer);
-        world
-            .act(peer, |f, now| f.register(now, host(&id(name))))
-            .unwrap();
-        peer
-    };
-    let p1 = join(&mut world, "p1");
-    let p2 = join(&mut world, "p2");
+    let p1 = join_in_the_world(&mut world, p0, "p1");
+    let p2 = join_in_the_world(&mut world, p0, "p2");
     let peers = [p0, p1, p2];
     let knows = |world: &World, peer: PeerIndex| {
         let mut names: Vec<String> = world
@@ -121,25 +142,7 @@ fn in_the_world() -> BTreeMap<&'static str, Story> {
             .iter()
             .any(|(_, p, event)| *p == peer && what(event))
     };
-    let send = |world: &mut World, number: u8| {
-        let offer = Offer {
-            source: id("p1"),
-            destination: id("p2"),
-            name: Text(format!("payload{number}")),
-            kind: PayloadKind::File,
-            size: CHUNKS * CHUNK_BYTES,
-            data_type: DataType::Generic,
-            priority: PacketPriority::Medium,
-            modified: None,
-            mode: None,
-            sync: None,
-        };
-        let transfer = TransferId([number; 16]);
-        world
-            .act(p1, |f, now| f.send(now, transfer, offer, None, false))
-            .unwrap();
-    };
-    send(&mut world, 1);
+    send_in_the_world(&mut world, p1, 1);
     assert!(world.run_until(PATIENCE, |w| happened(w, known_at, p1, has_progress)));
     world.partition(p1, p2, true);
     world.run(Duration::from_secs(12));
@@ -148,7 +151,7 @@ fn in_the_world() -> BTreeMap<&'static str, Story> {
         [p1, p2].iter().all(|p| happened(w, known_at, *p, is_ended))
     }));
     let second = world.log().len();
-    send(&mut world, 2);
+    send_in_the_world(&mut world, p1, 2);
     assert!(world.run_until(PATIENCE, |w| happened(w, second, p1, has_progress)));
     world.act(p0, |f, now| f.revoke(now, &id("p1"))).unwrap();
     assert!(world.run_until(PATIENCE, |w| {
@@ -218,6 +221,25 @@ async fn join(lab: &Lab, p0: &Peer, name: &str, story: &Shared, conditions: Impa
     peer
 }
 
+/// Cuts two peers off from each other until both have noticed.
+async fn lose_each_other(p1: &Peer, p2: &Peer, slow: Impairment, events: [&mut Receiver<Event>; 2]) {
+    let remotes = [p2.address().socket].into();
+    p1.network.set(Impairment {
+        partition: Partition::Remotes {
+            remotes,
+            cut: Cut::Both,
+        },
+        ..slow.clone()
+    });
+    for events in events {
+        next(events, "the suspension", |event| {
+            matches!(event, Event::Transfer(TransferEvent::Suspended { .. })).then_some(())
+        })
+        .await;
+    }
+    p1.network.set(slow);
+}
+
 /// The scenario on sockets.
 async fn on_wires(lab: &Lab) -> BTreeMap<&'static str, Story> {
     let slow = Impairment {
@@ -244,22 +266,7 @@ async fn on_wires(lab: &Lab) -> BTreeMap<&'static str, Story> {
     let (path, _) = lab.file("payload1", bytes);
     p1.send(&path, &id("p2")).await;
     next(&mut at_p1, "progress", |event| has_progress(&event).then_some(())).await;
-    // Nothing passes between the two until both have noticed.
-    let remotes = [p2.address().socket].into();
-    p1.network.set(Impairment {
-        partition: Partition::Remotes {
-            remotes,
-            cut: Cut::Both,
-        },
-        ..slow.clone()
-    });
-    for events in [&mut at_p1, &mut at_p2] {
-        next(events, "the suspension", |event| {
-            matches!(event, Event::Transfer(TransferEvent::Suspended { .. })).then_some(())
-        })
-        .await;
-    }
-    p1.network.set(slow);
+    lose_each_other(&p1, &p2, slow, [&mut at_p1, &mut at_p2]).await;
     for events in [&mut at_p1, &mut at_p2] {
         next(events, "the delivery", |event| is_ended(&event).then_some(())).await;
     }

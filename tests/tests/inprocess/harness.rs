@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ pub(crate) struct Lab {
 }
 
 /// Runs a test in a laboratory of its own.
-pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Lab>) -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Lab>) -> F) {
     static SUBSCRIBER: OnceLock<()> = OnceLock::new();
     SUBSCRIBER.get_or_init(|| {
         let filter = tracing_subscriber::EnvFilter::try_from_env("HYPERFABRIC_LOG")
@@ -96,7 +97,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Lab>) -> F) {
             place: tempfile::tempdir().unwrap(),
             _turn: turn,
         };
-        test(Arc::new(lab)).await;
+        test(Rc::new(lab)).await;
     });
     drop(runtime);
     let errors = std::mem::take(&mut *lock(&ERRORS));

@@ -10,6 +10,8 @@
 )]
 #![allow(clippy::too_many_lines, reason = "a scenario is read from top to bottom")]
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod data;
 mod events;
 mod harness;
