@@ -228,7 +228,7 @@ impl HyperFabricProtocol {
     }
 
     /// Measures the round trip to a node with one packet of `packet_size` bytes. A node that is known and does not
-    /// answer within `timeout_ms` is a result without success.
+    /// answer is a result without success. Finding it, connecting and the answer may take `timeout_ms` each.
     ///
     /// # Errors
     /// `NodeNotFoundError` when `source` is not registered here or nobody hosts `destination`,
@@ -250,16 +250,17 @@ impl HyperFabricProtocol {
         let node = self.node()?;
         self.check_source(&node, source).await?;
         let limit = Duration::from_millis(timeout_ms);
-        let measured = tokio::time::timeout(limit, async {
-            match node.locate(destination, limit, limit).await? {
-                Located::Here => Ok(Some(Duration::ZERO)),
-                Located::At(connection) => Ok(connection.echo(&vec![0x5a; packet_size]).await.ok()),
+        // Each step has the limit to itself: a timeout around both would race with the search and call an unknown
+        // node silent.
+        let round_trip = match node.locate(destination, limit, limit).await {
+            Ok(Located::Here) => Some(Duration::ZERO),
+            Ok(Located::At(connection)) => {
+                let payload = vec![0x5a; packet_size];
+                let echo = tokio::time::timeout(limit, connection.echo(&payload)).await;
+                echo.ok().and_then(Result::ok)
             }
-        });
-        let round_trip = match measured.await {
-            Ok(Ok(round_trip)) => round_trip,
-            Ok(Err(DataError::Unreachable(_))) | Err(_) => None,
-            Ok(Err(error)) => return Err(data_error(error, destination)),
+            Err(DataError::Unreachable(_)) => None,
+            Err(error) => return Err(data_error(error, destination)),
         };
         Ok(PingResult {
             source: source.clone(),
