@@ -144,6 +144,12 @@ impl Node {
         let inner = &self.0;
         let source_node = self.name().await.ok_or(StartError::NotAMember)?;
         let source = inner.pool.run(move || open_source(new.file)).await??;
+        if let Source::Tree(tree) = &source
+            && tree.skipped().count > 0
+        {
+            let (name, count) = (&new.name, tree.skipped().count);
+            tracing::warn!(%name, count, "links, devices, sockets and pipes in the folder are not sent");
+        }
         if new.name.len() > hyperfabric_protocol::transfer::FILE_NAME_BYTES_MAX {
             return Err(StartError::Name);
         }
