@@ -6,6 +6,7 @@
 mod board;
 mod control;
 mod host;
+mod rates;
 mod reach;
 mod request;
 mod sending;
@@ -45,6 +46,7 @@ use crate::transfer::{BufferPool, InboxPolicy, Outgoing, ReceiveError, Receiver,
 use crate::workers::WorkerPool;
 use board::Board;
 use host::NodeHost;
+use rates::Rates;
 
 /// Events that a slow listener may be behind.
 const EVENTS_MAX: usize = 1024;
@@ -128,6 +130,7 @@ pub(crate) struct Inner {
     expected: Mutex<HashMap<TransferId, PeerId>>,
     handlers: RwLock<HashMap<NodeId, DataHandler>>,
     requests: request::Budget,
+    rates: Rates,
     events: broadcast::Sender<Event>,
 }
 
@@ -182,6 +185,7 @@ impl Node {
                 expected: Mutex::default(),
                 handlers: RwLock::default(),
                 requests: request::Budget::default(),
+                rates: Rates::default(),
                 events: broadcast::Sender::new(EVENTS_MAX),
             });
             // Set once, here, before anything can become durable.
@@ -303,6 +307,11 @@ impl Node {
             }
         };
         tokio::time::timeout(limit, wait).await.ok().flatten()
+    }
+
+    /// Returns how fast the last transfer to `peer` moved its bytes, in Gbit/s.
+    pub(crate) fn bandwidth_gbps(&self, peer: &PeerId) -> Option<f64> {
+        self.0.rates.gbps(peer)
     }
 
     pub(crate) fn inner(&self) -> &Inner {

@@ -146,8 +146,9 @@ pub struct PingReport {
     pub destination: NodeId,
     /// The median of the round-trip times; 0 when no echo came back.
     pub latency_ns: u64,
-    /// The estimated bandwidth of the path; 0 when it is not known yet.
-    pub bandwidth_gbps: f64,
+    /// How fast the last transfer to the destination moved its bytes, in Gbit/s; `null` when none large enough to tell
+    /// has since the daemon was started.
+    pub bandwidth_gbps: Option<f64>,
     /// The nodes that the echoes crossed, both ends included.
     pub path: Vec<NodeId>,
     /// The share of echoes that did not come back, from 0 to 1.

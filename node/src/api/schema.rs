@@ -22,6 +22,8 @@ enum Kind {
     MaybeText,
     /// A whole number, or null.
     MaybeInteger,
+    /// A number, or null.
+    MaybeNumber,
     /// A map from texts to texts.
     Texts,
     /// Another shape.
@@ -41,7 +43,9 @@ enum Need {
 
 type Field = (&'static str, Need, Kind);
 
-use Kind::{Bool, Integer, List, MaybeInteger, MaybeShape, MaybeText, Number, OneOf, Shape, Text, Texts};
+use Kind::{
+    Bool, Integer, List, MaybeInteger, MaybeNumber, MaybeShape, MaybeText, Number, OneOf, Shape, Text, Texts,
+};
 use Need::{Always, Optional};
 
 const NODE_SIGNATURE: &[Field] = &[
@@ -106,7 +110,7 @@ const PING_REPORT: &[Field] = &[
     ("source", Always, Text),
     ("destination", Always, Text),
     ("latency_ns", Always, Integer),
-    ("bandwidth_gbps", Always, Number),
+    ("bandwidth_gbps", Always, MaybeNumber),
     ("path", Always, List(&Text)),
     ("packet_loss_rate", Always, Number),
     ("timestamp", Always, Number),
@@ -291,3 +295,4 @@ fn serde_names(values: &[impl serde::Serialize]) -> Vec<String> {
     let name = |value| serde_json::to_value(value).ok()?.as_str().map(str::to_owned);
     values.iter().filter_map(name).collect()
 }
+        MaybeNumber => json!({ "type": ["number", "null"] }),

@@ -57,7 +57,7 @@ fn merge(mut before: PingReport, after: PingReport) -> PingReport {
     before.success |= after.success;
     if after.success {
         before.path = after.path;
-        before.bandwidth_gbps = after.bandwidth_gbps;
+        before.bandwidth_gbps = after.bandwidth_gbps.or(before.bandwidth_gbps);
     }
     before
 }
@@ -68,11 +68,14 @@ fn text(all: &PingReport) -> String {
     let lost = format!("{:.0}% lost", all.packet_loss_rate * 100.0);
     match (answered().min(), answered().max()) {
         (Some(min), Some(max)) => format!(
-            "min {}, median {}, max {}, {lost}, over {}",
+            "min {}, median {}, max {}, {lost}, over {}{}",
             latency(min),
             latency(all.latency_ns),
             latency(max),
-            path.join(" > ")
+            path.join(" > "),
+            all.bandwidth_gbps.map_or_else(String::new, |gbps| format!(
+                "; the last transfer ran at {gbps:.2} Gbit/s"
+            ))
         ),
         _ => lost,
     }
@@ -91,7 +94,7 @@ mod tests {
             source: NodeId::new("a").unwrap(),
             destination: NodeId::new("b").unwrap(),
             latency_ns: sample.unwrap_or(0),
-            bandwidth_gbps: 0.0,
+            bandwidth_gbps: None,
             path: vec![],
             packet_loss_rate: if sample.is_some() { 0.0 } else { 1.0 },
             timestamp: 1.0,

@@ -252,9 +252,11 @@ impl HyperFabricProtocol {
         let limit = Duration::from_millis(timeout_ms);
         // Each step has the limit to itself: a timeout around both would race with the search and call an unknown
         // node silent.
+        let mut bandwidth_gbps = None;
         let round_trip = match node.locate(destination, limit, limit).await {
             Ok(Located::Here) => Some(Duration::ZERO),
             Ok(Located::At(connection)) => {
+                bandwidth_gbps = node.bandwidth_gbps(&connection.peer());
                 let payload = vec![0x5a; packet_size];
                 let echo = tokio::time::timeout(limit, connection.echo(&payload)).await;
                 echo.ok().and_then(Result::ok)
@@ -266,7 +268,7 @@ impl HyperFabricProtocol {
             source: source.clone(),
             destination: destination.clone(),
             latency_ns: round_trip.map_or(0, nanoseconds),
-            bandwidth_gbps: 0.0,
+            bandwidth_gbps,
             path: vec![source.clone(), destination.clone()],
             packet_loss_rate: if round_trip.is_some() { 0.0 } else { 1.0 },
             timestamp: SystemTime::now()

@@ -261,7 +261,7 @@ impl NodeControl {
             source: self.name.clone(),
             destination: ping.node.clone(),
             latency_ns: answered.get(answered.len() / 2).copied().unwrap_or(0),
-            bandwidth_gbps: 0.0,
+            bandwidth_gbps: peer.and_then(|peer| self.node.bandwidth_gbps(&peer)),
             path: vec![self.name.clone(), ping.node],
             packet_loss_rate: lost as f64 / samples_ns.len().max(1) as f64,
             timestamp: begun.0 as f64 / 1e3,

@@ -287,8 +287,13 @@ impl Inner {
         let opened = connection.open_uni(StreamKind::Chunks).await;
         let stream = opened.map_err(|_| end())?;
         let mut sink = Sink(stream);
+        let begun = self.clock.now().mono;
         match self.sender.send(source, attempt, have, &mut sink).await {
-            Ok(sent) => Ok(sent.root),
+            Ok(sent) => {
+                self.rates
+                    .note(peer, sent.bytes, self.clock.now().mono.since(begun));
+                Ok(sent.root)
+            }
             Err(error) => {
                 sink.0.reset(StreamCode::Cancelled);
                 let fault = error.fault().or_else(end);

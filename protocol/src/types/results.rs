@@ -15,8 +15,8 @@ pub struct PingResult {
     pub destination: NodeId,
     /// Median round trip of the answered packets, in nanoseconds.
     pub latency_ns: u64,
-    /// Bandwidth that the connection has delivered lately, in Gbit/s; 0 when it has carried nothing to judge by.
-    pub bandwidth_gbps: f64,
+    /// How fast the last transfer to the destination moved its bytes, in Gbit/s; `None` when there was none to judge by.
+    pub bandwidth_gbps: Option<f64>,
     /// The peers that the packets crossed, by the names of their own nodes, source and destination included.
     pub path: Vec<NodeId>,
     /// Share of packets without an answer, 0.0 to 1.0.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use hyperfabric_tests::peer::column;
 use hyperfabric_tests::wait::{eventually, until};
-use hyperfabric_tests::{Exit, Mesh, PATIENCE, Peer};
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
+
+use crate::support::{MIB, send};
 
 #[test]
 fn peers_that_join_by_ticket_list_each_other() -> Result<()> {
@@ -38,6 +40,20 @@ fn a_node_can_be_pinged_and_shown_by_name() -> Result<()> {
     );
     let ping = alpha.json(&["ping", "beta", "--count", "3"])?;
     ensure!(ping["success"] == true && ping["destination"] == "beta", "{ping}");
+    ensure!(ping["bandwidth_gbps"].is_null(), "nothing was measured: {ping}");
+    let folder = Folder::new()?;
+    let path = folder.random(
+        "f",
+        Content {
+            bytes: 32 * MIB,
+            seed: 1,
+        },
+    )?;
+    send(alpha, &path, "beta")?;
+    let ping = alpha.json(&["ping", "beta", "--count", "1"])?;
+    ensure!(ping["bandwidth_gbps"].as_f64() > Some(0.0), "{ping}");
+    let back = beta.json(&["ping", "alpha", "--count", "1"])?;
+    ensure!(back["bandwidth_gbps"].is_null(), "nothing went this way: {back}");
     ensure!(alpha.run(&["ping", "nobody", "--count", "1"])?.exit == Exit::NotFound);
     Ok(())
 }

@@ -185,7 +185,7 @@ impl Control for FakeControl {
             source: id("a"),
             destination: ping.node.clone(),
             latency_ns: 1_000,
-            bandwidth_gbps: 0.0,
+            bandwidth_gbps: None,
             path: vec![id("a"), ping.node],
             packet_loss_rate: 0.0,
             timestamp: 1.0,

@@ -81,7 +81,7 @@ fn every_shape_of_nodes_and_peers_is_described_as_it_is() {
         source: id("a"),
         destination: id("b"),
         latency_ns: 1,
-        bandwidth_gbps: 1.5,
+        bandwidth_gbps: Some(1.5),
         path: vec![],
         packet_loss_rate: 0.5,
         timestamp: 1.5,
