@@ -11,6 +11,7 @@ use hyperfabric_protocol::{NodeId, PeerId, Serial, TransferId};
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
+pub use crate::transfer::tree::SkippedKind;
 
 /// How long a send looks for a name that is not known, in milliseconds, unless told.
 pub const WAIT_MS_DEFAULT: u64 = 10_000;
@@ -274,6 +275,9 @@ pub struct Transfer {
     pub done_bytes: u64,
     /// How much was already there when it was last resumed.
     pub resumed_bytes: u64,
+    /// How many bytes of it were handed to the network since it was begun or taken up, those that had to be sent again
+    /// included; 0 at the receiver.
+    pub sent_bytes: u64,
     /// How fast it is at the moment, in bytes per second.
     pub rate: u64,
     /// For how long it has been going on, or went on, interruptions included.
@@ -284,10 +288,31 @@ pub struct Transfer {
     pub route: Vec<NodeId>,
     /// When it was begun.
     pub started_unix_ms: u64,
+    /// What lies in the folder and is not sent; `null` for a file, at the receiver, and once the daemon was started
+    /// again after the end.
+    pub skipped: Option<Skipped>,
     /// What it waits for, or last stumbled over.
     pub detail: Option<String>,
     /// Why it failed.
     pub error: Option<ApiError>,
+}
+
+/// What lies in a folder that is sent, and is not sent itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// How many entries there are.
+    pub count: u64,
+    /// The first of them, a few at most.
+    pub listed: Vec<SkippedEntry>,
+}
+
+/// An entry of a folder that is not sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedEntry {
+    /// Its path in the folder; bytes that are no UTF-8 are replaced.
+    pub path: String,
+    /// What it is.
+    pub kind: SkippedKind,
 }
 
 /// What `send` says when its transfer is done.
@@ -305,6 +330,8 @@ pub struct Sent {
     pub route: Vec<NodeId>,
     /// How much was already there when it was last resumed.
     pub resumed_bytes: u64,
+    /// What lies in the folder and was not sent; `null` for a file, and when the daemon was started again after the end.
+    pub skipped: Option<Skipped>,
 }
 
 /// A ticket to make.

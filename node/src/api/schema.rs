@@ -7,7 +7,7 @@ use hyperfabric_protocol::types::{DataType, HardwareType, PacketPriority};
 use serde_json::{Map, Value, json};
 
 use super::error::ErrorCode;
-use super::model::{Direction, TransferState};
+use super::model::{Direction, SkippedKind, TransferState};
 
 /// The kind of a field.
 #[derive(Clone, Copy)]
@@ -146,11 +146,13 @@ const TRANSFER: &[Field] = &[
     ("bytes", Always, Integer),
     ("done_bytes", Always, Integer),
     ("resumed_bytes", Always, Integer),
+    ("sent_bytes", Always, Integer),
     ("rate", Always, Integer),
     ("seconds", Always, Number),
     ("blake3", Always, MaybeText),
     ("route", Always, List(&Text)),
     ("started_unix_ms", Always, Integer),
+    ("skipped", Always, MaybeShape("Skipped")),
     ("detail", Always, MaybeText),
     ("error", Always, MaybeShape("ApiError")),
 ];
@@ -188,6 +190,20 @@ const SHAPES: &[(&str, &[&[Field]])] = &[
     ("SendOrder", &[SEND_ORDER]),
     ("Accepted", &[&[("transfer_id", Always, Text)]]),
     ("Transfer", &[TRANSFER]),
+    (
+        "Skipped",
+        &[&[
+            ("count", Always, Integer),
+            ("listed", Always, List(&Shape("SkippedEntry"))),
+        ]],
+    ),
+    (
+        "SkippedEntry",
+        &[&[
+            ("path", Always, Text),
+            ("kind", Always, OneOf(|| serde_names(&SkippedKind::ALL))),
+        ]],
+    ),
     (
         "InviteRequest",
         &[&[
@@ -280,6 +296,7 @@ fn schema(kind: Kind) -> Value {
         List(items) => json!({ "type": "array", "items": schema(*items) }),
         MaybeText => json!({ "type": ["string", "null"] }),
         MaybeInteger => json!({ "type": ["integer", "null"], "minimum": 0 }),
+        MaybeNumber => json!({ "type": ["number", "null"] }),
         Texts => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Shape(name) => json!({ "$ref": format!("#/components/schemas/{name}") }),
         MaybeShape(name) => json!({ "oneOf": [schema(Shape(name)), { "type": "null" }] }),
@@ -295,4 +312,3 @@ fn serde_names(values: &[impl serde::Serialize]) -> Vec<String> {
     let name = |value| serde_json::to_value(value).ok()?.as_str().map(str::to_owned);
     values.iter().filter_map(name).collect()
 }
-        MaybeNumber => json!({ "type": ["number", "null"] }),

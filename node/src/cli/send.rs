@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use hyperfabric_node::api::model::{SendOrder, Sent, Transfer, TransferState};
+use hyperfabric_node::api::model::{
+    SendOrder, Sent, Skipped, SkippedEntry, SkippedKind, Transfer, TransferState,
+};
 use hyperfabric_node::api::source::{self, SourceError};
 use hyperfabric_node::api::{ApiError, ErrorCode};
 use hyperfabric_node::client::ClientError;
@@ -49,8 +51,31 @@ pub(crate) fn run(context: &Context, send: args::Send) -> Result<(), Failure> {
                 size(summary.resumed_bytes)
             ));
         }
+        if let Some(skipped) = &summary.skipped {
+            text.push_str(&skipped_text(skipped));
+        }
         text
     })
+}
+
+/// One line for each entry that is listed, and one for the others.
+fn skipped_text(skipped: &Skipped) -> String {
+    let mut text = String::new();
+    for SkippedEntry { path, kind } in &skipped.listed {
+        let kind = match kind {
+            SkippedKind::SymbolicLink => "a symbolic link",
+            SkippedKind::Pipe => "a pipe",
+            SkippedKind::Socket => "a socket",
+            SkippedKind::Device => "a device",
+            SkippedKind::Other => "neither a file nor a folder",
+        };
+        text.push_str(&format!("skipped   {path}: {kind}\n"));
+    }
+    let more = skipped.count - skipped.count.min(skipped.listed.len() as u64);
+    if more > 0 {
+        text.push_str(&format!("skipped   {more} more, {} in all\n", skipped.count));
+    }
+    text
 }
 
 fn summary(transfer: &Transfer) -> Sent {
@@ -61,6 +86,7 @@ fn summary(transfer: &Transfer) -> Sent {
         blake3: transfer.blake3.clone(),
         route: transfer.route.clone(),
         resumed_bytes: transfer.resumed_bytes,
+        skipped: transfer.skipped.clone(),
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hyperfabric_protocol::transfer::{Fault, Offer, Role, Subject, TransferError, TransferEvent};
 use hyperfabric_protocol::{Instant, Now, TransferId};
 
 use super::lock;
-use crate::api::model::{Direction, Transfer, TransferState};
+use crate::api::model::{Direction, Skipped, SkippedEntry, Transfer, TransferState};
 use crate::api::{ApiError, ErrorCode, TransferFeed};
 use crate::storage::RelPath;
 use crate::transfer::hash::hex;
+use crate::transfer::{Outgoing, tree};
 
 /// Ended transfers that are still shown.
 const ENDED_MAX: usize = 1000;
@@ -21,6 +23,8 @@ struct Entry {
     began: Instant,
     /// When the last progress was, and how far it was, for the rate.
     last: (Instant, u64),
+    /// Counts the bytes sent; at the sender only.
+    sent: Option<Arc<AtomicU64>>,
 }
 
 #[derive(Default)]
@@ -52,24 +56,19 @@ impl Board {
     }
 
     pub(super) fn list(&self) -> Vec<Transfer> {
-        lock(&self.table)
-            .entries
-            .values()
-            .map(|entry| entry.view.clone())
-            .collect()
+        lock(&self.table).entries.values().map(Entry::shown).collect()
     }
 
     pub(super) fn get(&self, transfer: TransferId) -> Option<Transfer> {
-        lock(&self.table)
-            .entries
-            .get(&transfer)
-            .map(|entry| entry.view.clone())
+        lock(&self.table).entries.get(&transfer).map(Entry::shown)
     }
 
     /// Shows a transfer that this peer begins to send, or takes up again.
-    pub(super) fn begin(&self, transfer: TransferId, offer: &Offer, path: Option<PathBuf>, now: Now) {
-        let view = view(transfer, Role::Sender, offer, path, now);
-        self.insert(transfer, view, now);
+    pub(super) fn begin(&self, outgoing: &Outgoing, offer: &Offer, path: Option<PathBuf>, now: Now) {
+        let transfer = outgoing.transfer();
+        let mut view = view(transfer, Role::Sender, offer, path, now);
+        view.skipped = outgoing.source().skipped().map(skipped);
+        self.insert(transfer, view, Some(outgoing.sent_counter()), now);
     }
 
     /// Shows a transfer that ended before this process began.
@@ -90,22 +89,24 @@ impl Board {
                 detail: None,
             }),
         );
-        self.insert(transfer, view, now);
+        self.insert(transfer, view, None, now);
         let mut table = lock(&self.table);
         table.retire(transfer);
     }
 
-    fn insert(&self, transfer: TransferId, view: Transfer, now: Now) {
+    fn insert(&self, transfer: TransferId, view: Transfer, sent: Option<Arc<AtomicU64>>, now: Now) {
         let entry = Entry {
             last: (now.mono, view.done_bytes),
             began: now.mono,
-            view: view.clone(),
+            sent,
+            view,
         };
+        let shown = entry.shown();
         let mut table = lock(&self.table);
         table.ended.retain(|id| *id != transfer);
         table.entries.insert(transfer, entry);
         drop(table);
-        self.feed.publish(view);
+        self.feed.publish(shown);
     }
 
     /// Notes where a received transfer lies.
@@ -167,6 +168,7 @@ impl Board {
             self.insert(
                 of.transfer,
                 view(of.transfer, Role::Receiver, offer, place, now),
+                None,
                 now,
             );
         }
@@ -176,11 +178,19 @@ impl Board {
         let mut table = lock(&self.table);
         let entry = table.entries.get_mut(&of.transfer)?;
         change(entry);
-        Some(entry.view.clone())
+        Some(entry.shown())
     }
 }
 
 impl Entry {
+    fn shown(&self) -> Transfer {
+        let sent_bytes = self.sent.as_ref().map_or(0, |sent| sent.load(Ordering::Relaxed));
+        Transfer {
+            sent_bytes,
+            ..self.view.clone()
+        }
+    }
+
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -241,13 +251,26 @@ fn view(transfer: TransferId, role: Role, offer: &Offer, path: Option<PathBuf>, 
         bytes: offer.size,
         done_bytes: 0,
         resumed_bytes: 0,
+        sent_bytes: 0,
         rate: 0,
         seconds: 0.0,
         blake3: None,
         route: vec![offer.source.clone(), offer.destination.clone()],
         started_unix_ms: now.wall.0,
+        skipped: None,
         detail: None,
         error: None,
+    }
+}
+
+fn skipped(skipped: &tree::Skipped) -> Skipped {
+    let listed = skipped.listed.iter().map(|(path, kind)| SkippedEntry {
+        path: path.to_string(),
+        kind: *kind,
+    });
+    Skipped {
+        count: skipped.count,
+        listed: listed.collect(),
     }
 }
 

@@ -144,10 +144,10 @@ impl Node {
         let inner = &self.0;
         let source_node = self.name().await.ok_or(StartError::NotAMember)?;
         let source = inner.pool.run(move || open_source(new.file)).await??;
-        if let Source::Tree(tree) = &source
-            && tree.skipped().count > 0
+        if let Some(skipped) = source.skipped()
+            && skipped.count > 0
         {
-            let (name, count) = (&new.name, tree.skipped().count);
+            let (name, count) = (&new.name, skipped.count);
             tracing::warn!(%name, count, "links, devices, sockets and pipes in the folder are not sent");
         }
         if new.name.len() > hyperfabric_protocol::transfer::FILE_NAME_BYTES_MAX {
@@ -181,8 +181,8 @@ impl Node {
         };
         let outgoing = Arc::new(Outgoing::new(transfer, source)?);
         inner.write_outgoing(record).await?;
+        inner.board.begin(&outgoing, &offer, new.path, inner.clock.now());
         lock(&inner.sources).insert(transfer, outgoing);
-        inner.board.begin(transfer, &offer, new.path, inner.clock.now());
         let timeout = new.timeout;
         inner
             .handle
@@ -249,8 +249,8 @@ impl Node {
                 .map(|p| PathBuf::from(std::ffi::OsString::from_vec(p)));
             match record.state {
                 OutgoingState::Active => match self.0.reopen(&record).await {
-                    Ok(()) => {
-                        self.0.board.begin(record.transfer, &record.offer, path, now);
+                    Ok(outgoing) => {
+                        self.0.board.begin(&outgoing, &record.offer, path, now);
                         lock(&self.0.waiting).push(record);
                     }
                     Err(error) => {
@@ -340,7 +340,7 @@ impl Inner {
     }
 
     /// Opens the source of a transfer again and checks that it is what it was.
-    async fn reopen(&self, record: &OutgoingRecord) -> Result<(), StartError> {
+    async fn reopen(&self, record: &OutgoingRecord) -> Result<Arc<Outgoing>, StartError> {
         let transfer = record.transfer;
         let bytes = record.path.clone().ok_or(StartError::NoPath(transfer))?;
         let fingerprint = record.fingerprint;
@@ -355,8 +355,9 @@ impl Inner {
             }
         };
         let source = self.pool.run(opened).await??;
-        lock(&self.sources).insert(transfer, Arc::new(Outgoing::new(transfer, source)?));
-        Ok(())
+        let outgoing = Arc::new(Outgoing::new(transfer, source)?);
+        lock(&self.sources).insert(transfer, Arc::clone(&outgoing));
+        Ok(outgoing)
     }
 
     async fn offer_again(&self, record: OutgoingRecord, host: PeerId) {
@@ -364,7 +365,10 @@ impl Inner {
         let path = record
             .path
             .map(|p| PathBuf::from(std::ffi::OsString::from_vec(p)));
-        self.board.begin(record.transfer, &record.offer, path, now);
+        let outgoing = lock(&self.sources).get(&record.transfer).cloned();
+        if let Some(outgoing) = outgoing {
+            self.board.begin(&outgoing, &record.offer, path, now);
+        }
         let (transfer, offer) = (record.transfer, record.offer);
         let offered = self
             .handle

@@ -81,7 +81,7 @@ pub struct Outgoing {
     source: Source,
     layout: Layout,
     values: Mutex<Values>,
-    sent_bytes: AtomicU64,
+    sent_bytes: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +128,7 @@ impl Outgoing {
             source,
             layout,
             values: Mutex::new(Values::default()),
-            sent_bytes: AtomicU64::new(0),
+            sent_bytes: Arc::default(),
         })
     }
 
@@ -145,6 +145,11 @@ impl Outgoing {
     /// Payload bytes handed to streams so far, by all attempts.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The counter behind [`Self::sent_bytes`], which outlives the transfer.
+    pub fn sent_counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent_bytes)
     }
 
     fn learn(&self, index: u64, value: ChunkValue) {

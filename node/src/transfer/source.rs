@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hyperfabric_protocol::transfer::{Fault, PayloadKind};
 use rustix::fs::{FileType, Stat, fstat};
 
-use super::tree::TreeSource;
+use super::tree::{Skipped, TreeSource};
 use crate::storage::{ModifiedNs, RelPath};
 use crate::store::SourceFingerprint;
 
@@ -189,6 +189,14 @@ impl Source {
     /// Whether the payload has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What lies in a folder and is not sent; `None` for what is no folder.
+    pub fn skipped(&self) -> Option<&Skipped> {
+        match self {
+            Self::File(_) | Self::Memory(_) => None,
+            Self::Tree(tree) => Some(tree.skipped()),
+        }
     }
 
     /// What it becomes at the receiver.

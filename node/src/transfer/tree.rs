@@ -2,7 +2,7 @@
 //!
 //! This way a folder is hashed, resumed and verified exactly as a file is, and arrives in one rename. Here is the
 //! sending side, which walks by folder descriptors and follows no link; links, devices, sockets and pipes are not
-//! sent but counted and listed [TREE-8]. The format is in [`manifest`], the receiving side in [`unpack`].
+//! sent but counted, and the first of them listed [TREE-8]. The format is in [`manifest`], the receiving side in [`unpack`].
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, statat};
+use serde::{Deserialize, Serialize};
 
 use super::source::{FileIdentity, SourceFault, check_identity, read_unchanged};
 use crate::storage::{ModifiedNs, RelPath};
@@ -26,8 +27,9 @@ pub use manifest::{
     ENTRIES_MAX, MANIFEST_BYTES_MAX, ManifestFault, ManifestReader, ManifestWriter, TreeEntry, TreeEntryKind,
 };
 
-/// Names listed of what is not sent; beyond it they are only counted.
-pub const SKIPPED_LISTED_MAX: usize = 1_000;
+/// Names listed of what is not sent; beyond it they are only counted. Whoever follows a transfer gets the list with
+/// every change, so it has to stay small.
+pub const SKIPPED_LISTED_MAX: usize = 20;
 
 const OPEN_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -52,7 +54,34 @@ pub struct Skipped {
     /// How many there were.
     pub count: u64,
     /// The first of them, at most [`SKIPPED_LISTED_MAX`].
-    pub listed: Vec<RelPath>,
+    pub listed: Vec<(RelPath, SkippedKind)>,
+}
+
+/// What an entry of a folder is that is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkippedKind {
+    /// A symbolic link.
+    SymbolicLink,
+    /// A named pipe.
+    Pipe,
+    /// A socket.
+    Socket,
+    /// A device.
+    Device,
+    /// What this program does not know.
+    Other,
+}
+
+impl SkippedKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::SymbolicLink,
+        Self::Pipe,
+        Self::Socket,
+        Self::Device,
+        Self::Other,
+    ];
 }
 
 #[derive(Debug)]
@@ -250,14 +279,21 @@ impl Walk {
                 self.content_bytes = self.content_bytes.saturating_add(identity.len);
                 Ok(())
             }
-            _ => {
-                self.skipped.count += 1;
-                if self.skipped.listed.len() < SKIPPED_LISTED_MAX {
-                    self.skipped.listed.push(path);
-                }
-                Ok(())
-            }
+            FileType::Symlink => self.skip(path, SkippedKind::SymbolicLink),
+            FileType::Fifo => self.skip(path, SkippedKind::Pipe),
+            FileType::Socket => self.skip(path, SkippedKind::Socket),
+            FileType::CharacterDevice | FileType::BlockDevice => self.skip(path, SkippedKind::Device),
+            FileType::Unknown => self.skip(path, SkippedKind::Other),
         }
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "an arm beside others that can fail")]
+    fn skip(&mut self, path: RelPath, kind: SkippedKind) -> Result<(), SourceFault> {
+        self.skipped.count += 1;
+        if self.skipped.listed.len() < SKIPPED_LISTED_MAX {
+            self.skipped.listed.push((path, kind));
+        }
+        Ok(())
     }
 }
 

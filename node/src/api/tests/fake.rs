@@ -58,11 +58,13 @@ pub(crate) fn transfer(number: u8, state: TransferState) -> Transfer {
         bytes: 100,
         done_bytes: 40,
         resumed_bytes: 0,
+        sent_bytes: 50,
         rate: 10,
         seconds: 4.0,
         blake3: None,
         route: vec![id("a"), id("b")],
         started_unix_ms: 1,
+        skipped: None,
         detail: None,
         error: None,
     }

@@ -103,7 +103,20 @@ fn every_shape_of_nodes_and_peers_is_described_as_it_is() {
         "Transfer",
         Transfer {
             error: Some(failed.clone()),
+            skipped: Some(Skipped::default()),
             ..transfer(1, TransferState::Failed)
+        },
+    );
+    let entry = SkippedEntry {
+        path: "a/link".to_owned(),
+        kind: SkippedKind::SymbolicLink,
+    };
+    check("SkippedEntry", entry.clone());
+    check(
+        "Skipped",
+        Skipped {
+            count: 2,
+            listed: vec![entry],
         },
     );
     check(
@@ -146,6 +159,7 @@ fn the_fields_that_scripts_rely_on_keep_their_names() {
         blake3: Some("00".to_owned()),
         route: vec![id("a"), id("b")],
         resumed_bytes: 0,
+        skipped: None,
     };
     assert_eq!(
         serde_json::to_value(sent).unwrap(),
@@ -156,6 +170,7 @@ fn the_fields_that_scripts_rely_on_keep_their_names() {
             "blake3": "00",
             "route": ["a", "b"],
             "resumed_bytes": 0,
+            "skipped": null,
         })
     );
 }

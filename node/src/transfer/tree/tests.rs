@@ -80,7 +80,7 @@ async fn a_folder_arrives_as_it_was() {
     let source = walk(&top).unwrap();
     assert_eq!(
         (source.skipped().count, &source.skipped().listed[..]),
-        (1, &[rel("a/link")][..])
+        (1, &[(rel("a/link"), SkippedKind::SymbolicLink)][..])
     );
     assert_eq!(walk(&top).unwrap().digest(), source.digest());
 
@@ -114,6 +114,33 @@ async fn a_folder_arrives_as_it_was() {
     let again = Source::Tree(walk(&top).unwrap());
     let place = Sending::new("top", 2, again, 4_096).deliver(&node).await;
     assert_eq!(place, rel("inbox/alpha/top (2)"));
+}
+
+#[test]
+fn what_is_not_sent_is_listed_up_to_a_bound_and_counted_beyond() {
+    let from = tempfile::tempdir().unwrap();
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        from.path().join("a-pipe"),
+        rustix::fs::Mode::from_raw_mode(0o600),
+    )
+    .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(from.path().join("b-socket")).unwrap();
+    for number in 0..SKIPPED_LISTED_MAX {
+        symlink("nowhere", from.path().join(format!("link-{number}"))).unwrap();
+    }
+    let source = walk(from.path()).unwrap();
+    let Skipped { count, listed } = source.skipped();
+    assert_eq!(*count, SKIPPED_LISTED_MAX as u64 + 2);
+    assert_eq!(listed.len(), SKIPPED_LISTED_MAX);
+    assert_eq!(
+        listed[..3],
+        [
+            (rel("a-pipe"), SkippedKind::Pipe),
+            (rel("b-socket"), SkippedKind::Socket),
+            (rel("link-0"), SkippedKind::SymbolicLink)
+        ]
+    );
 }
 
 #[tokio::test]
