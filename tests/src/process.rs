@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::wait::eventually;
+use crate::wait::{PATIENCE, eventually, until};
 
 /// The unit of times in `/proc`: 100 per second in every Linux ABI.
 const USER_HZ: f64 = 100.0;
@@ -243,6 +243,37 @@ pub fn status_field(id: u32, field: &str) -> Result<u64> {
     value
         .and_then(|value| value.parse().ok())
         .with_context(|| format!("no {field} of process {id}"))
+}
+
+/// Returns how many bytes a process has read with system calls, from files above all, from `/proc/<id>/io`.
+///
+/// # Errors
+/// When the process is gone.
+pub fn read_bytes(id: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{id}/io"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    value
+        .and_then(|value| value.parse().ok())
+        .with_context(|| format!("no rchar of process {id}"))
+}
+
+/// Stops every thread of a process, and returns once none of them runs.
+///
+/// # Errors
+/// When the process is gone.
+pub fn freeze(id: u32) -> Result<()> {
+    signal_process(id, Signal::STOP)?;
+    until("every thread to stop", PATIENCE, || {
+        for task in fs::read_dir(format!("/proc/{id}/task"))? {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            // The second field is the command in parentheses and may hold anything: count from its end.
+            let (_, rest) = stat.rsplit_once(')').context("malformed stat")?;
+            if !rest.trim_start().starts_with('T') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
 }
 
 /// Returns the processor time that a process has used, in seconds, from `/proc/<id>/stat`.

@@ -80,10 +80,40 @@ fn a_folder_arrives_as_a_tree() -> Result<()> {
             },
         )?;
     }
-    send(alpha, &folder.path().join("run"), "beta")?;
+    let sent = send(alpha, &folder.path().join("run"), "beta")?;
+    ensure!(sent["skipped"]["count"] == 0, "{sent}");
     for name in names {
         let landed = beta.inbox().join("alpha").join(name);
         ensure!(b3sum(&landed)? == b3sum(&folder.path().join(name))?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_of_a_folder_is_not_sent_is_said() -> Result<()> {
+    let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = mesh.by_name();
+    let folder = Folder::new()?;
+    folder.random("run/a.bin", Content { bytes: 10, seed: 1 })?;
+    let run = folder.path().join("run");
+    std::os::unix::fs::symlink("a.bin", run.join("latest"))?;
+    let _socket = std::os::unix::net::UnixListener::bind(run.join("socket"))?;
+    let expected = serde_json::json!({
+        "count": 2,
+        "listed": [{"path": "latest", "kind": "symbolic_link"}, {"path": "socket", "kind": "socket"}],
+    });
+    let sent = send(alpha, &run, "beta")?;
+    ensure!(sent["skipped"] == expected, "{sent}");
+    ensure!(
+        transfers(alpha)?[0]["skipped"] == expected,
+        "{:?}",
+        transfers(alpha)?
+    );
+    ensure!(transfers(beta)?[0]["skipped"].is_null(), "{:?}", transfers(beta)?);
+    let to_beta = ["send", run.to_str().context("UTF-8")?, "--to", "beta"];
+    let text = alpha.run(&to_beta)?.expect(Exit::Done)?.stdout;
+    for line in ["skipped   latest: a symbolic link", "skipped   socket: a socket"] {
+        ensure!(text.lines().any(|said| said == line), "{text}");
     }
     Ok(())
 }
