@@ -37,9 +37,6 @@ use state::{Incoming, SyncBatch};
 /// Buffers of one attempt: chunks that are being gathered, hashed or written.
 pub const RECEIVE_BUFFERS: usize = 12;
 
-/// How long written chunks may wait for a sync that their number does not call for.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Sync windows of written and not yet claimed bytes beyond which no more are taken in.
 const UNSYNCED_WINDOWS_MAX: u64 = 2;
 
@@ -54,6 +51,8 @@ pub struct Tuning {
     pub window_max: u64,
     /// Payloads of at least this many bytes have their space taken ahead.
     pub allocate_min: u64,
+    /// How long written chunks may wait for a sync that their number does not call for.
+    pub sync_interval: Duration,
 }
 
 impl Default for Tuning {
@@ -63,6 +62,7 @@ impl Default for Tuning {
             window_min: 8 << 20,
             window_max: 64 << 20,
             allocate_min: 1 << 20,
+            sync_interval: Duration::from_secs(1),
         }
     }
 }
@@ -271,7 +271,8 @@ impl Receiver {
     /// Receives one stream of an attempt, to its end.
     ///
     /// Whatever way it ends, chunks that arrived whole are synced and claimed before it returns; when the future is
-    /// dropped, the next `prepare` or `seal` does that.
+    /// dropped, the next `prepare` or `seal` does that. Once a job has failed nothing more is claimed, and this returns
+    /// without waiting for the jobs beside it.
     ///
     /// # Errors
     /// See [`ReceiveError::fault`] for which of them end the transfer; [`Self::discard`] it then.
@@ -284,6 +285,8 @@ impl Receiver {
     ) -> Result<(), ReceiveError> {
         let incoming = self.find(transfer, peer)?;
         incoming.check(attempt)?;
+        // [BULK-2] Each stream has buffers of its own, so an attempt has one at a time.
+        let _turn = incoming.begin_stream(attempt).ok_or(ReceiveError::NotOpen)?;
         let mut stream = Attempt {
             workers: &self.shared.workers,
             budget: self.shared.buffers.budget(RECEIVE_BUFFERS),
@@ -291,11 +294,13 @@ impl Receiver {
                 Some(true) => self.shared.tuning.chunk_bytes,
                 Some(false) | None => self.shared.tuning.window(incoming.layout().len()),
             },
+            sync_interval: self.shared.tuning.sync_interval,
             incoming: &incoming,
             attempt,
             gather: Gather::next_header(),
         };
         let received = stream.run(pieces).await;
+        drop(stream);
         let settled = self.settle(&incoming).await;
         match received {
             // A job's failure says more than the loss of the stream that followed it.
@@ -307,6 +312,7 @@ impl Receiver {
     /// Waits until nothing of a transfer is under way, and claims all that was written.
     async fn settle(&self, incoming: &Arc<Incoming>) -> Result<(), ReceiveError> {
         loop {
+            incoming.check_failure()?;
             incoming.idle().await?;
             if !incoming.has_unsynced() {
                 return Ok(());
@@ -343,6 +349,7 @@ struct Attempt<'a> {
     workers: &'a WorkerPool,
     budget: BufferBudget,
     window: u64,
+    sync_interval: Duration,
     incoming: &'a Arc<Incoming>,
     attempt: u32,
     gather: Gather,
@@ -371,8 +378,12 @@ impl Gather {
 
 impl Attempt<'_> {
     async fn run<S: ChunkStream>(&mut self, pieces: &mut Pieces<S>) -> Result<(), ReceiveError> {
-        let mut tick = tokio::time::interval(SYNC_INTERVAL);
+        let mut tick = tokio::time::interval(self.sync_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Before the first look, so that no end falls between the two.
+        let incoming = self.incoming;
+        let mut stopped = incoming.stopped();
+        self.incoming.check(self.attempt)?;
         loop {
             while let Some(piece) = pieces.buffered() {
                 if let Some(chunk) = self.take_in(piece) {
@@ -381,13 +392,17 @@ impl Attempt<'_> {
             }
             tokio::select! {
                 biased;
+                // A job has failed, or another attempt has begun: whatever the sender does or leaves undone meanwhile.
+                () = &mut stopped => {
+                    stopped = incoming.stopped();
+                    self.incoming.check(self.attempt)?;
+                }
                 more = pieces.fill() => {
                     if !more? {
                         break;
                     }
                 }
                 _ = tick.tick() => {
-                    self.incoming.check(self.attempt)?;
                     start_sync(self.workers, self.incoming, 1).await;
                 }
             }

@@ -142,6 +142,7 @@ pub(super) fn small_tuning(chunk_bytes: u64) -> Tuning {
         window_min: 2 * chunk_bytes,
         window_max: 4 * chunk_bytes,
         allocate_min: 3 * chunk_bytes,
+        ..Tuning::default()
     }
 }
 
@@ -470,6 +471,7 @@ async fn what_is_sent_again_after_a_crash_is_bounded() {
         window_min: (8 << 20) / 256,
         window_max: (64 << 20) / 256,
         allocate_min: chunk,
+        ..Tuning::default()
     };
     let len = 1_000 * 4_096;
     let content = random_bytes(len, 5);

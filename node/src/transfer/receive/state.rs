@@ -4,11 +4,13 @@
 //! alive meanwhile. Each holds a guard that counts it out again, however it ends.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyperfabric_protocol::transfer::{ChunkRanges, Offer};
 use hyperfabric_protocol::{PeerId, TransferId};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::super::buffers::Buffer;
 use super::super::hash::{ChunkValue, Layout};
@@ -39,6 +41,8 @@ pub(super) struct Incoming {
     on_durable: OnDurable,
     state: Mutex<State>,
     notify: Notify,
+    /// Tells the stream that is being received that a job has failed, or that its attempt is over.
+    stop: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +58,8 @@ struct State {
     /// Bytes taken and not durable yet.
     unsynced_bytes: u64,
     writes: usize,
+    /// The attempt whose stream is being received.
+    streaming: Option<u32>,
     syncing: bool,
     error: Option<ReceiveError>,
     failed: bool,
@@ -88,6 +94,7 @@ impl Incoming {
                 ..State::default()
             }),
             notify: Notify::new(),
+            stop: Notify::new(),
         }
     }
 
@@ -110,6 +117,17 @@ impl Incoming {
         state.taken_before = state.taken.clone();
         drop(state);
         self.notify.notify_waiters();
+        self.stop.notify_waiters();
+    }
+
+    /// Begins to receive the stream of an attempt, unless one of the same attempt is being received. That of an earlier
+    /// attempt may still be coming to its end.
+    pub(super) fn begin_stream(&self, attempt: u32) -> Option<StreamTurn<'_>> {
+        let before = self.state().streaming.replace(attempt);
+        (before != Some(attempt)).then_some(StreamTurn {
+            incoming: self,
+            attempt,
+        })
     }
 
     /// Whether the attempt may go on.
@@ -122,6 +140,16 @@ impl Incoming {
             return Err(ReceiveError::NotOpen);
         }
         Ok(())
+    }
+
+    /// Whether a job has failed.
+    pub(super) fn check_failure(&self) -> Result<(), ReceiveError> {
+        let mut state = self.state();
+        match state.error.take() {
+            Some(error) => Err(error),
+            None if state.failed => Err(ReceiveError::NotOpen),
+            None => Ok(()),
+        }
     }
 
     // [BULK-6] [BULK-8]
@@ -160,9 +188,12 @@ impl Incoming {
 
     /// Resolves at the next change after this call.
     pub(super) fn changed(&self) -> impl Future<Output = ()> {
-        let mut changed = Box::pin(self.notify.notified());
-        changed.as_mut().enable();
-        changed
+        after_now(&self.notify)
+    }
+
+    /// Resolves when, after this call, a job fails or the attempt changes: [`Self::check`] says which.
+    pub(super) fn stopped(&self) -> impl Future<Output = ()> + Unpin {
+        after_now(&self.stop)
     }
 
     /// Waits until no job is under way.
@@ -194,6 +225,7 @@ impl Incoming {
         state.written.clear();
         drop(state);
         self.notify.notify_waiters();
+        self.stop.notify_waiters();
     }
 
     /// Waits until no job is under way, whatever became of them.
@@ -207,6 +239,8 @@ impl Incoming {
             state.failed = true;
             state.error = Some(error);
         }
+        drop(state);
+        self.stop.notify_waiters();
     }
 
     /// Takes a chunk: from here on it counts as being written.
@@ -237,6 +271,27 @@ impl Incoming {
 
     fn written_bytes(&self, state: &State) -> u64 {
         state.written.len() as u64 * self.layout.chunk_bytes()
+    }
+}
+
+fn after_now(notify: &Notify) -> Pin<Box<Notified<'_>>> {
+    let mut notified = Box::pin(notify.notified());
+    notified.as_mut().enable();
+    notified
+}
+
+/// The right to receive the one stream of an attempt.
+pub(super) struct StreamTurn<'a> {
+    incoming: &'a Incoming,
+    attempt: u32,
+}
+
+impl Drop for StreamTurn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.incoming.state();
+        if state.streaming == Some(self.attempt) {
+            state.streaming = None;
+        }
     }
 }
 

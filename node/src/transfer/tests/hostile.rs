@@ -1,5 +1,7 @@
 //! Senders that lie: each lie has its name, and nothing of it reaches the disk or another's transfer.
 
+use std::time::Duration;
+
 use super::super::receive::Violation;
 use super::super::stream::{ChunkHeader, StreamHeader};
 use super::*;
@@ -15,7 +17,11 @@ struct Victim {
 
 impl Victim {
     async fn new() -> Self {
-        let node = Node::lossy(&LossyStorage::new(), small_tuning(CHUNK));
+        Self::with(small_tuning(CHUNK)).await
+    }
+
+    async fn with(tuning: Tuning) -> Self {
+        let node = Node::lossy(&LossyStorage::new(), tuning);
         let content = random_bytes(LEN, 1);
         let sending = Sending::new("f", 1, Source::Memory(content.clone().into()), CHUNK);
         node.receiver
@@ -88,6 +94,72 @@ async fn a_false_digest_is_named_and_its_chunk_is_not_claimed() {
     assert!(!durable.contains(3));
     let fault = ReceiveError::Violation(Violation::ChunkDigestMismatch(3)).fault();
     assert_eq!(fault, Some(Fault::DigestMismatch));
+}
+
+#[tokio::test]
+async fn a_false_digest_ends_a_stream_that_stays_open_without_waiting_for_any_timer() {
+    let tuning = Tuning {
+        // Nothing that is done now and then is done before this test has failed.
+        sync_interval: Duration::from_secs(24 * 3600),
+        ..small_tuning(CHUNK)
+    };
+    let victim = Victim::with(tuning).await;
+    let transfer = victim.sending.transfer();
+    let (mut sink, stream) = pipe(None);
+    let receive = async {
+        let (_, mut pieces) = Pieces::open(stream).await.unwrap().unwrap();
+        victim.node.receiver.receive(transfer, PEER, 1, &mut pieces).await
+    };
+    let send = async {
+        let (header, mut data) = victim.chunk(3);
+        data[100] ^= 1;
+        let start = StreamHeader { transfer, attempt: 1 }.to_bytes().to_vec();
+        let mut pieces = [start.into(), header.to_bytes().to_vec().into(), data.into()];
+        sink.write_all(&mut pieces).await.unwrap();
+        // The sender says nothing more, and does not go away either.
+        std::future::pending::<()>().await;
+    };
+    let received = async {
+        tokio::select! {
+            received = receive => received,
+            () = send => unreachable!("it never ends"),
+        }
+    };
+    let received = tokio::time::timeout(Duration::from_secs(60), received).await;
+    match received.expect("the stream was ended") {
+        Err(ReceiveError::Violation(found)) => assert_eq!(found, Violation::ChunkDigestMismatch(3)),
+        other => panic!("not a violation: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_has_one_stream_at_a_time() {
+    let victim = Victim::new().await;
+    let transfer = victim.sending.transfer();
+    let (mut sink, stream) = pipe(None);
+    let start = StreamHeader { transfer, attempt: 1 }.to_bytes().to_vec();
+    sink.write_all(&mut [start.into()]).await.unwrap();
+    let (_, mut pieces) = Pieces::open(stream).await.unwrap().unwrap();
+    let mut first = Box::pin(victim.node.receiver.receive(transfer, PEER, 1, &mut pieces));
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    let second = victim.receive(&[victim.chunk(0)]).await;
+    assert!(matches!(second, Err(ReceiveError::NotOpen)), "{second:?}");
+    assert_eq!(victim.node.receiver.durable(transfer).unwrap().count(), 0);
+    // Another attempt's stream does not wait for the end of this one.
+    victim.node.receiver.expect(transfer, PEER, Some(2)).unwrap();
+    let (mut other, stream) = pipe(None);
+    let start = StreamHeader { transfer, attempt: 2 }.to_bytes().to_vec();
+    other.write_all(&mut [start.into()]).await.unwrap();
+    other.finish().await.unwrap();
+    let (_, mut pieces) = Pieces::open(stream).await.unwrap().unwrap();
+    victim
+        .node
+        .receiver
+        .receive(transfer, PEER, 2, &mut pieces)
+        .await
+        .unwrap();
+    let ended = first.await;
+    assert!(matches!(ended, Err(ReceiveError::NotOpen)), "{ended:?}");
 }
 
 #[tokio::test]
