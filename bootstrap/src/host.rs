@@ -77,7 +77,10 @@ impl BootstrapHost {
                 ..
             } => tracing::info!(%peer, %name, "a membership has ended"),
             // The driver logs these.
-            Event::Refused { .. } | Event::Misbehaved { .. } | Event::Expired { .. } => {}
+            Event::Refused { .. }
+            | Event::Misbehaved { .. }
+            | Event::JoinMisbehaved { .. }
+            | Event::Expired { .. } => {}
             Event::NodeAppeared { .. }
             | Event::NodeGone(_)
             | Event::DuplicateNode { .. }
@@ -96,7 +99,7 @@ impl BootstrapHost {
             Event::PeerUnreachable { .. } => self.counters.peers_unreachable.add(),
             Event::Admitted { .. } => self.counters.joins_admitted.add(),
             Event::RefusedJoin { .. } => self.counters.joins_refused.add(),
-            Event::Misbehaved { .. } => self.counters.peers_misbehaved.add(),
+            Event::Misbehaved { .. } | Event::JoinMisbehaved { .. } => self.counters.peers_misbehaved.add(),
             Event::Revoked { local: true, .. } => self.counters.revoked.store(true, Ordering::Relaxed),
             Event::Joined(_) => self.counters.revoked.store(false, Ordering::Relaxed),
             Event::PeerMoved { .. }

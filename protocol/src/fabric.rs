@@ -46,7 +46,7 @@ struct Conn {
     purpose: Purpose,
     dialled: bool,
     member: Option<Member>,
-    /// Whether its Hello has arrived.
+    /// Whether its first frame has arrived: Hello, or on a join connection the request.
     greeted: bool,
 }
 
@@ -264,7 +264,11 @@ impl Fabric {
             Input::ChunksDurable { peer, transfer, have } => {
                 self.transfers_input(now, transfer::Input::ChunksDurable { peer, transfer, have });
             }
-            Input::Violation { peer, violation } => self.misbehaved(now, peer, violation),
+            Input::Violation {
+                peer,
+                purpose,
+                violation,
+            } => self.blame(now, peer, purpose, violation),
             Input::JobDone(result) => self.handle_job(now, result),
         }
         self.settle(now);
@@ -395,6 +399,10 @@ impl Fabric {
         let Some(state) = self.conns.get(&conn).cloned() else {
             return;
         };
+        // What was read before its connections were closed does not count any more.
+        if state.purpose == Purpose::Prompt && self.neighbors.is_banned(&state.peer) {
+            return;
+        }
         let outcome = match Frame::from_bytes(bytes) {
             Ok(Some(frame)) => self.route_frame(now, conn, &state, frame),
             Ok(None) if state.greeted || state.purpose == Purpose::Join => Ok(()),
@@ -405,10 +413,11 @@ impl Fabric {
             match state.purpose {
                 Purpose::Prompt => self.misbehaved(now, state.peer, violation),
                 Purpose::Join => {
-                    self.events.push_back(Event::Misbehaved {
-                        peer: state.peer,
-                        violation,
-                    });
+                    // The end of the one that this peer dialled is still to be heard of.
+                    if !state.dialled {
+                        self.conns.remove(&conn);
+                    }
+                    self.blame(now, state.peer, Purpose::Join, violation);
                     self.transmits.push_back(Transmit::Close {
                         conn,
                         reason: CloseReason::Violation,
@@ -428,6 +437,13 @@ impl Fabric {
         }
         match frame {
             Frame::JoinRequest(request) if joining && !state.dialled => {
+                // [JOIN-1] Each request costs a write to the disk.
+                if state.greeted {
+                    return Err(Misbehaved::JoinRepeated);
+                }
+                if let Some(conn) = self.conns.get_mut(&conn) {
+                    conn.greeted = true;
+                }
                 let holder = self.directory.name_holder(&request.name, &peer);
                 let holder = holder.filter(|h| self.holds_name(h));
                 self.admission
@@ -545,8 +561,19 @@ impl Fabric {
         }
     }
 
+    fn blame(&mut self, now: Now, peer: PeerId, purpose: Purpose, violation: Misbehaved) {
+        match purpose {
+            Purpose::Prompt => self.misbehaved(now, peer, violation),
+            Purpose::Join => self.events.push_back(Event::JoinMisbehaved { peer, violation }),
+        }
+    }
+
     /// Cuts a peer off that has broken the protocol. [FRAME-5]
     fn misbehaved(&mut self, now: Now, peer: PeerId, violation: Misbehaved) {
+        // Each of its streams may report the same: once is enough for the log.
+        if self.neighbors.is_banned(&peer) {
+            return;
+        }
         self.events.push_back(Event::Misbehaved { peer, violation });
         self.neighbors_input(
             now,

@@ -420,6 +420,12 @@ impl Neighbors {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Tells whether a peer is refused because it broke the protocol.
+    #[must_use]
+    pub fn is_banned(&self, peer: &PeerId) -> bool {
+        self.bans.contains_key(peer)
+    }
+
     /// Returns the connection to send frames to `peer` on, while it is up.
     #[must_use]
     pub fn connection(&self, peer: PeerId) -> Option<ConnId> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hyperfabric_protocol::fabric::Misbehaved;
 use hyperfabric_protocol::{ConnId, PeerId};
 use quinn::VarInt;
 use tokio::runtime::Handle;
@@ -61,6 +62,8 @@ pub(crate) struct Core {
     membership: Option<Arc<[u8]>>,
     /// Why this side closed; the first reason counts.
     closed_for: OnceLock<CloseReason>,
+    /// How the peer broke the protocol here; the first time counts.
+    violation: OnceLock<Misbehaved>,
     /// Set when somebody has taken over the connection's incoming streams.
     pub(crate) streams_taken: AtomicBool,
 }
@@ -74,9 +77,10 @@ impl Core {
         close_quic(&self.quic, reason);
     }
 
-    /// Closes because the peer broke the protocol, and says so in the log.
-    pub(crate) fn violated(&self, what: &str) {
-        tracing::warn!(peer = %self.peer, address = %self.remote_address(), purpose = %self.purpose, "protocol violation: {what}");
+    /// Closes because the peer broke the protocol. The event loop, which looks why its connections end, cuts the peer off.
+    pub(crate) fn violated(&self, violation: Misbehaved) {
+        tracing::debug!(peer = %self.peer, address = %self.remote_address(), purpose = %self.purpose, "the peer {violation}");
+        let _ = self.violation.set(violation);
         self.close(CloseReason::Violation);
     }
 
@@ -137,6 +141,7 @@ impl Connection {
             runtime,
             membership: admitted.membership,
             closed_for: OnceLock::new(),
+            violation: OnceLock::new(),
             streams_taken: AtomicBool::new(false),
         }))))
     }
@@ -222,6 +227,21 @@ impl Connection {
         let core = Arc::clone(self.core());
         let error = core.quic.closed().await;
         core.cause(&error)
+    }
+
+    /// How the peer broke the protocol, when this side closed the connection for that.
+    #[must_use]
+    pub fn violation(&self) -> Option<Misbehaved> {
+        self.core().violation.get().cloned()
+    }
+
+    /// Waits for the end, without keeping the connection open, and returns its [`Self::violation`].
+    pub(crate) fn watch(&self) -> impl Future<Output = Option<Misbehaved>> + Send + use<> {
+        let core = Arc::clone(self.core());
+        async move {
+            core.quic.closed().await;
+            core.violation.get().cloned()
+        }
     }
 
     /// Why the connection has ended; none while it lives.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, Purpose as Use, Transmit};
+use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, Misbehaved, Purpose as Use, Transmit};
 use hyperfabric_protocol::transfer::PayloadOrder;
 use hyperfabric_protocol::{ConnId, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, watch};
@@ -250,6 +250,15 @@ impl<H: Host> Driver<H> {
                     tracing::warn!(%peer, "this peer's membership was revoked");
                     self.fabric.handle_input(now, Input::RevokedBy { peer });
                 }
+                if matches!(error, DialError::FalseWelcome { .. }) {
+                    let violation = Misbehaved::FalseWelcome;
+                    let input = Input::Violation {
+                        peer,
+                        purpose,
+                        violation,
+                    };
+                    self.fabric.handle_input(now, input);
+                }
                 self.handle.note_dial_error(peer, error);
                 self.fabric.handle_input(
                     now,
@@ -268,12 +277,26 @@ impl<H: Host> Driver<H> {
     }
 
     fn connected(&mut self, connection: Connection, address: Option<hyperfabric_protocol::Address>) {
+        let (now, peer) = (self.clock.now(), connection.peer());
+        if let Some(violation) = connection.violation() {
+            let purpose = Use::Prompt;
+            let violation = Input::Violation {
+                peer,
+                purpose,
+                violation,
+            };
+            return self.fabric.handle_input(now, violation);
+        }
         let purpose = match connection.purpose() {
             Purpose::Prompt => Use::Prompt,
             Purpose::Join => Use::Join,
+            // Let in just before its peer was cut off.
+            Purpose::Bulk if self.fabric.neighbors().is_banned(&peer) => {
+                return connection.close(CloseReason::Banned);
+            }
             Purpose::Bulk => {
-                self.host.bulk(&self.handle, connection);
-                return;
+                self.runtime.spawn(serve::watch(&connection, self.handle.clone()));
+                return self.host.bulk(&self.handle, connection);
             }
         };
         let libp2p = self
@@ -285,7 +308,7 @@ impl<H: Host> Driver<H> {
             .spawn(serve::run(connection.clone(), self.handle.clone(), libp2p));
         let input = Input::Connected {
             conn: connection.id(),
-            peer: connection.peer(),
+            peer,
             purpose,
             dialled: connection.side() == crate::connection::Side::Dialled,
             address,
@@ -299,7 +322,7 @@ impl<H: Host> Driver<H> {
                 unsent: Vec::new(),
             },
         );
-        self.fabric.handle_input(self.clock.now(), input);
+        self.fabric.handle_input(now, input);
     }
 
     fn control(&mut self, conn: ConnId, sender: ControlSender) {
@@ -403,6 +426,9 @@ impl<H: Host> Driver<H> {
                 tracing::warn!(%peer, %violation, "a peer broke the protocol and is cut off");
                 self.gate.ban(*peer);
                 self.handle.close_bulk(peer, CloseReason::Violation);
+            }
+            Event::JoinMisbehaved { peer, violation } => {
+                tracing::info!(%peer, %violation, "a peer broke the protocol while joining");
             }
             Event::Expired { peer } => {
                 tracing::info!(%peer, "a member's certificate has expired");

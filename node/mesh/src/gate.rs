@@ -62,9 +62,17 @@ impl MeshGate {
         if state.banned.len() >= BANS_MAX {
             state.banned.retain(|_, until| *until > now);
         }
-        if state.banned.len() < BANS_MAX {
-            state.banned.insert(peer, now.after(BAN_DURATION));
+        // As the machine does: the ban that ends first is lifted.
+        if state.banned.len() >= BANS_MAX
+            && let Some(first) = state
+                .banned
+                .iter()
+                .min_by_key(|(_, until)| **until)
+                .map(|(id, _)| *id)
+        {
+            state.banned.remove(&first);
         }
+        state.banned.insert(peer, now.after(BAN_DURATION));
     }
 
     /// Tells the gate that a certificate no longer counts.

@@ -7,7 +7,7 @@ use hyperfabric_mesh::{
     BiStream, ChunkStream as IncomingStream, CloseCause, CloseReason, Connection, StreamCode, StreamKind,
 };
 use hyperfabric_protocol::admission::Persist;
-use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult, Misbehaved};
+use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult, Misbehaved, Purpose};
 use hyperfabric_protocol::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role, TransferEvent};
 use hyperfabric_protocol::{PeerId, TransferId};
 
@@ -353,7 +353,13 @@ impl Inner {
                 fault,
             })
             .await;
-            self.tell(Input::Violation { peer, violation }).await;
+            let purpose = Purpose::Prompt;
+            self.tell(Input::Violation {
+                peer,
+                purpose,
+                violation,
+            })
+            .await;
             return;
         }
         let fault = error.fault();

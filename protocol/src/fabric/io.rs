@@ -148,6 +148,8 @@ pub enum Input {
     Violation {
         /// The peer.
         peer: PeerId,
+        /// What its connection was for.
+        purpose: Purpose,
         /// How.
         violation: Misbehaved,
     },
@@ -265,6 +267,21 @@ pub enum Misbehaved {
     /// Streams that say nothing.
     #[error("opens streams without using them")]
     SilentStreams,
+    /// More than one control stream, or one from the side that opens none.
+    #[error("opened a second control stream")]
+    SecondControlStream,
+    /// A control stream that ends within a frame.
+    #[error("ended its control stream within a frame")]
+    TruncatedFrame,
+    /// A first packet that announces another purpose than the handshake.
+    #[error("announced another purpose than its connection has")]
+    FalseMark,
+    /// A connection that does not begin with the welcome.
+    #[error("began a connection with something else than the welcome")]
+    FalseWelcome,
+    /// More join requests on a connection than the one that it is for.
+    #[error("asked to join more than once on one connection")]
+    JoinRepeated,
 }
 
 /// What users and the rest of the process should know.
@@ -305,6 +322,13 @@ pub enum Event {
     },
     /// A peer broke the protocol and was cut off.
     Misbehaved {
+        /// The peer.
+        peer: PeerId,
+        /// How.
+        violation: Misbehaved,
+    },
+    /// A peer that came to join broke the protocol: its connection was closed, and it may try again.
+    JoinMisbehaved {
         /// The peer.
         peer: PeerId,
         /// How.

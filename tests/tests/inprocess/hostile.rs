@@ -4,25 +4,25 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyperfabric_mesh::wire::Impairment;
 use hyperfabric_node::transfer::StreamHeader;
 use hyperfabric_node::transfer::stream::ChunkHeader;
-use hyperfabric_node::{DataType, NodeId, PacketPriority, TransferId};
+use hyperfabric_node::{DataType, NodeId, PacketPriority, PeerId, TransferId};
 use hyperfabric_protocol::cbor::{List, Text};
-use hyperfabric_protocol::fabric::Event;
-use hyperfabric_protocol::flood::{Item, ItemKind};
+use hyperfabric_protocol::fabric::{Event, Misbehaved};
+use hyperfabric_protocol::flood::{FloodViolation, Item, ItemKind};
 use hyperfabric_protocol::frame::{Frame, Items, OfferFrame};
 use hyperfabric_protocol::sign::Domain;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, Offer, PayloadKind, TransferEvent};
 use hyperfabric_protocol::{Signed, UnixMillis};
 use quinn::Connection;
 
-use crate::harness::{PATIENCE, ended, eventually, id, run, within};
-use crate::raw::{BULK, CHUNKS, PROMPT, Raw};
+use crate::harness::{PATIENCE, Peer, ended, eventually, id, run, within};
+use crate::raw::{BULK, CHUNKS, CONTROL, PROMPT, Raw};
 
 /// Streams without a kind byte.
 const STREAMS: u32 = 5_000;
@@ -70,8 +70,8 @@ async fn cut_off(what: &str, connection: &Connection) {
 async fn silent_streams(raw: &Raw, to: SocketAddr) -> (u32, u32) {
     let (mut opened, mut connections) = (0, 0);
     while opened < STREAMS {
-        let Ok(connection) = raw.dial(to, PROMPT).await else {
-            // Refused in the handshake: it has lost its place for now.
+        let Some(connection) = raw.enter(to, PROMPT).await else {
+            // It has lost its place for now.
             break;
         };
         connections += 1;
@@ -100,6 +100,20 @@ async fn oversized_frame(raw: &Raw, to: SocketAddr) {
         .await
         .unwrap();
     cut_off("an oversized frame", &connection).await;
+}
+
+async fn truncated_frame(raw: &Raw, to: SocketAddr) {
+    let (connection, mut control) = raw.greet(to).await;
+    control.send.write_all(&[0, 0, 0, 9, 1]).await.unwrap();
+    control.send.finish().unwrap();
+    cut_off("a truncated frame", &connection).await;
+}
+
+async fn second_control_stream(raw: &Raw, to: SocketAddr) {
+    let (connection, _control) = raw.greet(to).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[CONTROL]).await.unwrap();
+    cut_off("a second control stream", &connection).await;
 }
 
 async fn malformed_frame(raw: &Raw, to: SocketAddr) {
@@ -193,7 +207,10 @@ fn forged(number: u64, now: UnixMillis) -> Signed {
 fn hostile_members_are_cut_off_alone_and_cost_bounded_memory() {
     run(|lab| async move {
         let founder = lab.found("victim");
-        let names = ["honest", "h0", "h1", "h2", "h3", "h4", "h5", "h6"].map(str::to_owned);
+        let names = [
+            "honest", "h0", "h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8", "h9",
+        ];
+        let names = names.map(str::to_owned);
         let seeds = lab.admit(&founder, &names);
         let victim = lab.host(&founder, &[], Impairment::default()).await;
         let slow = Impairment {
@@ -216,8 +233,18 @@ fn hostile_members_are_cut_off_alone_and_cost_bounded_memory() {
         let before = resident_kib();
         let largest = watch_memory(&stop);
 
+        let blamed = watch_blame(&victim);
         let (opened, connections) = silent_streams(&raws[0], to).await;
         println!("{opened} silent streams over {connections} connections");
+        // One to be found out on, and those that were let in before that was noted.
+        assert!(connections <= 3, "{connections} connections of silent streams");
+        for alpn in [PROMPT, BULK] {
+            assert!(raws[0].enter(to, alpn).await.is_none(), "it was let in again");
+        }
+        truncated_frame(&raws[7], to).await;
+        second_control_stream(&raws[8], to).await;
+        let marked = raws[9].dial_marked(to, PROMPT, b"hfb").await;
+        cut_off("a false mark", &marked.unwrap()).await;
         oversized_frame(&raws[1], to).await;
         malformed_frame(&raws[2], to).await;
         false_digest(&raws[3], to, &id("h3"), &id("victim")).await;
@@ -248,21 +275,46 @@ fn hostile_members_are_cut_off_alone_and_cost_bounded_memory() {
         assert!(!suspended, "the honest transfer was interrupted");
         assert!(growth <= GROWTH_KIB_MAX, "memory grew by {growth} KiB");
         assert_eq!(victim.knows().await, ["honest", "victim"]);
+        let blamed = blamed.lock().unwrap().clone();
+        let reasons = |raw: &Raw| -> Vec<String> {
+            let of = blamed.iter().filter(|(peer, _)| *peer == raw.key.peer_id());
+            of.map(|(_, violation)| violation.to_string()).collect()
+        };
+        let expected = [
+            (0, Misbehaved::SilentStreams),
+            (1, Misbehaved::OversizedFrame),
+            (3, Misbehaved::ChunkDigest),
+            (4, Misbehaved::Flood(FloodViolation::Forged)),
+            (5, Misbehaved::Flood(FloodViolation::TooFast)),
+            (7, Misbehaved::TruncatedFrame),
+            (8, Misbehaved::SecondControlStream),
+            (9, Misbehaved::FalseMark),
+        ];
+        for (index, violation) in expected {
+            assert_eq!(reasons(&raws[index]), [violation.to_string()], "h{index}");
+        }
+        assert_eq!(reasons(&raws[2]).len(), 1);
+        assert_eq!(reasons(&raws[6]), [""; 0]);
         // The rule breakers are refused for a while; the honest member is not.
-        assert!(refused(&raws[1], to).await);
+        for raw in raws.iter().filter(|raw| !reasons(raw).is_empty()) {
+            assert!(raw.enter(to, PROMPT).await.is_none());
+        }
         assert!(honest.is_connected_to(victim.id()).await);
         honest.node.stop().await;
         victim.node.stop().await;
     });
 }
 
-/// Whether a new connection is refused, in the handshake or right after it.
-async fn refused(raw: &Raw, to: SocketAddr) -> bool {
-    match raw.dial(to, PROMPT).await {
-        Ok(connection) => {
-            let end = within("a refusal", connection.closed()).await;
-            !matches!(end, quinn::ConnectionError::TimedOut)
+/// Follows whom a peer cuts off, and why.
+fn watch_blame(peer: &Peer) -> Arc<Mutex<Vec<(PeerId, Misbehaved)>>> {
+    let (blamed, mut events) = (Arc::new(Mutex::new(Vec::new())), peer.node.events());
+    let found = Arc::clone(&blamed);
+    tokio::spawn(async move {
+        while let Ok(event) = events.recv().await {
+            if let Event::Misbehaved { peer, violation } = event {
+                found.lock().unwrap().push((peer, violation));
+            }
         }
-        Err(_) => true,
-    }
+    });
+    blamed
 }

@@ -25,6 +25,7 @@ pub(crate) const BULK: &[u8] = b"hyperfabric-bulk/1";
 /// Kind bytes of streams.
 pub(crate) const CONTROL: u8 = 1;
 pub(crate) const CHUNKS: u8 = 1;
+pub(crate) const REQUEST: u8 = 2;
 
 const IDENTITY_OID: [u64; 9] = [1, 3, 6, 1, 4, 1, 53594, 1, 1];
 
@@ -125,6 +126,37 @@ impl Raw {
     }
 
     pub(crate) async fn dial(&self, to: SocketAddr, alpn: &[u8]) -> Result<Connection, ConnectionError> {
+        let endpoint = &self.endpoint;
+        within(
+            "a handshake",
+            endpoint.connect_with(self.config(alpn), to, "peer").unwrap(),
+        )
+        .await
+    }
+
+    /// Dials for one purpose with a first packet that announces another.
+    pub(crate) async fn dial_marked(
+        &self,
+        to: SocketAddr,
+        alpn: &[u8],
+        mark: &'static [u8; 3],
+    ) -> Result<Connection, ConnectionError> {
+        let mut config = self.config(alpn);
+        config.initial_dst_cid_provider(Arc::new(move || {
+            quinn::ConnectionId::new(&[[7; 13].as_slice(), mark].concat())
+        }));
+        let connecting = self.endpoint.connect_with(config, to, "peer").unwrap();
+        within("a handshake", connecting).await
+    }
+
+    /// Dials, and waits until it is let in; none when it is not.
+    pub(crate) async fn enter(&self, to: SocketAddr, alpn: &[u8]) -> Option<Connection> {
+        let connection = self.dial(to, alpn).await.ok()?;
+        let welcome = within("a welcome", connection.accept_uni()).await;
+        welcome.ok().map(|_| connection)
+    }
+
+    fn config(&self, alpn: &[u8]) -> quinn::ClientConfig {
         let shown = leaf(&self.key, &self.membership);
         let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -134,12 +166,7 @@ impl Raw {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
         tls.alpn_protocols = vec![alpn.to_vec()];
         tls.enable_sni = false;
-        let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-        within(
-            "a handshake",
-            self.endpoint.connect_with(config, to, "peer").unwrap(),
-        )
-        .await
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
     }
 
     /// Dials, opens the control stream and says hello.

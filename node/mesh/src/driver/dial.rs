@@ -65,7 +65,11 @@ async fn first(
         match result {
             Ok(connected) => return Ok(connected),
             // A refusal says more than silence at another address.
-            Err(error @ (DialError::Refused { .. } | DialError::Untrusted { .. })) => worst = Some(error),
+            Err(
+                error @ (DialError::Refused { .. }
+                | DialError::Untrusted { .. }
+                | DialError::FalseWelcome { .. }),
+            ) => worst = Some(error),
             Err(error) => worst = worst.or(Some(error)),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hyperfabric_protocol::fabric::{Input, JobResult};
+use hyperfabric_protocol::fabric::{Input, JobResult, Misbehaved, Purpose as Use};
 use hyperfabric_protocol::{Address, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -262,11 +262,15 @@ impl Handle {
         };
         // One port for everything: where the prompt connection leads, the bulk connection leads too.
         let prompt = prompt.ok_or(BulkError::NotConnected)?;
-        let connection = self
+        let dialled = self
             .0
             .endpoint
             .dial(peer, prompt.remote_address(), Purpose::Bulk)
-            .await?;
+            .await;
+        if matches!(dialled, Err(DialError::FalseWelcome { .. })) {
+            super::serve::report(self, peer, Use::Prompt, Misbehaved::FalseWelcome).await;
+        }
+        let connection = dialled?;
         if prompt.rtt() < NEAR_RTT {
             connection.set_send_window(NEAR_SEND_WINDOW);
         }

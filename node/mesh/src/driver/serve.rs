@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use hyperfabric_protocol::fabric::{Input, Misbehaved};
+use hyperfabric_protocol::PeerId;
+use hyperfabric_protocol::fabric::{Input, Misbehaved, Purpose as Use};
 use tokio::sync::mpsc;
 
 use super::{Handle, Message};
@@ -26,7 +27,7 @@ pub(super) async fn run(connection: Connection, handle: Handle, libp2p: Option<A
         }
         Err(error) => {
             tracing::debug!(peer = %connection.peer(), %error, "no control stream");
-            connection.close(CloseReason::Violation);
+            connection.close(CloseReason::HelloTimeout);
         }
     }
     let reason = match connection.closed().await {
@@ -43,9 +44,36 @@ pub(super) async fn run(connection: Connection, handle: Handle, libp2p: Option<A
         | CloseCause::Local(_)
         | CloseCause::Transport { .. } => None,
     };
+    if let Some(violation) = connection.violation() {
+        let purpose = match connection.purpose() {
+            Purpose::Prompt | Purpose::Bulk => Use::Prompt,
+            Purpose::Join => Use::Join,
+        };
+        report(&handle, connection.peer(), purpose, violation).await;
+    }
     handle
         .send(Message::Input(Input::Disconnected { conn, reason }))
         .await;
+}
+
+/// Tells the machine how a peer broke the protocol.
+pub(super) async fn report(handle: &Handle, peer: PeerId, purpose: Use, violation: Misbehaved) {
+    let violation = Input::Violation {
+        peer,
+        purpose,
+        violation,
+    };
+    handle.send(Message::Input(violation)).await;
+}
+
+/// Waits for the end of a connection that others use, and reports a violation that ended it.
+pub(super) fn watch(connection: &Connection, handle: Handle) -> impl Future<Output = ()> + Send + use<> {
+    let (peer, ended) = (connection.peer(), connection.watch());
+    async move {
+        if let Some(violation) = ended.await {
+            report(&handle, peer, Use::Prompt, violation).await;
+        }
+    }
 }
 
 /// Opens or accepts the control stream.
@@ -98,13 +126,9 @@ async fn read(
                     connection.close(CloseReason::Idle);
                     return;
                 }
-                Err(ControlError::Oversized { .. }) => {
-                    let violation = Misbehaved::OversizedFrame;
-                    handle.send(Message::Input(Input::Violation { peer, violation })).await;
-                    return;
-                }
-                Err(ControlError::Stream(_)) => {
-                    connection.close(CloseReason::Violation);
+                // A violation has closed it already. A reset may come from a process that is going down.
+                Err(ControlError::Oversized { .. } | ControlError::Stream(_)) => {
+                    connection.close(CloseReason::Idle);
                     return;
                 }
             },

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hyperfabric_protocol::PeerId;
+use hyperfabric_protocol::fabric::Misbehaved;
 use quinn::{Incoming, ServerConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -148,6 +149,16 @@ impl Attempt {
                 let runtime = self.shared.runtime.clone();
                 let connection = Connection::new(id, Side::Accepted, admitted, quic, runtime);
                 Ok((connection, entry))
+            }
+            // A member is to be cut off; a stranger who came to join has nothing to lose.
+            Err(AcceptError::FalseMark) if admitted.purpose != Purpose::Join => {
+                let id = self.shared.next_id();
+                let runtime = self.shared.runtime.clone();
+                let connection = Connection::new(id, Side::Accepted, admitted, quic, runtime);
+                connection.core().violated(Misbehaved::FalseMark);
+                // An endpoint without a reader is closing.
+                let _ = timeout_at(deadline, self.accepted.send(connection)).await;
+                Err(AcceptError::FalseMark)
             }
             Err(error) => {
                 let reason = match error {

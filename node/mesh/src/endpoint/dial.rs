@@ -53,6 +53,12 @@ pub enum DialError {
         /// Where.
         address: SocketAddr,
     },
+    /// The peer that answers there let this one in, and broke the protocol with its first byte.
+    #[error("the peer at {address} broke the protocol")]
+    FalseWelcome {
+        /// Where.
+        address: SocketAddr,
+    },
     /// The address cannot be dialled from this endpoint: port 0, a wildcard, or IPv6 on an IPv4 wire.
     #[error("{address} cannot be dialled from here")]
     Address {
@@ -141,11 +147,15 @@ async fn establish(
     let connection = Connection::new(id, Side::Dialled, admitted, quic, shared.runtime.clone());
     match read {
         Ok(()) if byte == [WELCOME] => Ok(connection),
-        Ok(()) | Err(_) => {
+        Ok(()) => {
+            connection.close(CloseReason::Violation);
+            Err(DialError::FalseWelcome { address })
+        }
+        Err(_) => {
             if let Some(error) = connection.core().quic.close_reason() {
                 return Err(fail(&error));
             }
-            connection.close(CloseReason::Violation);
+            connection.close(CloseReason::Idle);
             Err(DialError::NoCommonProtocol { address })
         }
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hyperfabric_protocol::fabric::Misbehaved;
 use hyperfabric_protocol::frame::FRAME_BYTES_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
@@ -168,8 +169,8 @@ impl ControlReceiver {
     /// Waits for the next frame; none when the peer has ended the stream. Cancel-safe.
     ///
     /// # Errors
-    /// [`ControlError::Oversized`] after the connection was closed for it, [`ControlError::Stream`] when the stream fails or ends inside a
-    /// frame.
+    /// [`ControlError::Oversized`] after the connection was closed for it, [`ControlError::Stream`] when the stream fails, or ends inside a
+    /// frame, for which the connection was closed, too.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ControlError> {
         loop {
             if let Some(frame) = self.take_frame()? {
@@ -178,7 +179,10 @@ impl ControlReceiver {
             match self.stream.read_chunk(FRAME_BYTES_MAX).await? {
                 Some(bytes) => self.buffer.extend_from_slice(&bytes),
                 None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(StreamError::EndedEarly.into()),
+                None => {
+                    self.core.violated(Misbehaved::TruncatedFrame);
+                    return Err(StreamError::EndedEarly.into());
+                }
             }
         }
     }
@@ -190,7 +194,7 @@ impl ControlReceiver {
         };
         let bytes = u32::from_be_bytes(*length) as usize;
         if bytes > FRAME_BYTES_MAX {
-            self.core.violated("a control frame above the limit");
+            self.core.violated(Misbehaved::OversizedFrame);
             return Err(ControlError::Oversized { bytes });
         }
         if self.buffer.len() < LENGTH_BYTES + bytes {

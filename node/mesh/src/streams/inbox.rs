@@ -2,13 +2,14 @@
 //!
 //! At most [`AWAITING_KIND_MAX`] streams wait for their byte, each for [`KIND_TIMEOUT`]; beyond that the connection's further streams are
 //! not accepted, which slows that peer alone. A stream whose channel is full is reset. A connection with more than [`SILENT_MAX`] streams
-//! without a proper kind in its life is closed. Echo streams are answered here.
+//! without a proper kind in its life is closed, and its peer cut off. Echo streams are answered here.
 
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use hyperfabric_protocol::fabric::Misbehaved;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
@@ -158,11 +159,18 @@ impl Sorter {
             Ok(Err(StreamError::ConnectionLost)) => return None,
             Ok(Err(_)) | Err(_) => None,
         };
-        // Once: the streams that wait behind this one add nothing to the log.
-        if kind.is_none() && self.silent.fetch_add(1, Ordering::Relaxed) == SILENT_MAX {
-            self.core.violated("too many streams without a kind");
+        if kind.is_none() {
+            self.count_silent();
         }
         kind
+    }
+
+    /// Counts a stream that says nothing that this connection understands.
+    fn count_silent(&self) {
+        // Once: the streams that wait behind this one add nothing to the log.
+        if self.silent.fetch_add(1, Ordering::Relaxed) == SILENT_MAX {
+            self.core.violated(Misbehaved::SilentStreams);
+        }
     }
 
     fn sort(&self, kind: StreamKind, stream: BiStream) {
@@ -207,7 +215,7 @@ impl Sorter {
     fn take_control(&self, stream: BiStream) {
         let ours = self.core.side == Side::Dialled;
         if ours || self.has_control.swap(true, Ordering::AcqRel) {
-            return self.core.violated("a second control stream");
+            return self.core.violated(Misbehaved::SecondControlStream);
         }
         if let Some(control) = &self.out.control {
             // The channel has room for one, and one comes. A reader that is gone drops the stream.
@@ -275,8 +283,12 @@ async fn accept_uni(sorter: Arc<Sorter>) {
                         refuse_chunks(rest);
                     }
                 }
+                (None, _) => recv.stop(StreamCode::NoKind),
                 // A request without a way to answer is none.
-                _ => recv.stop(StreamCode::NoKind),
+                (Some(_), _) => {
+                    task.count_silent();
+                    recv.stop(StreamCode::NoKind);
+                }
             }
         });
     }
