@@ -24,6 +24,12 @@ pub const TICKETS_MAX: usize = 10_000;
 pub const TICKET_USES_MAX: u32 = 1000;
 /// How long after a failed renewal the next one is tried.
 const RENEW_RETRY: Duration = Duration::from_secs(600);
+/// A member that asks for a renewal again this soon is not answered: each answer costs a write to the disk, and whoever
+/// keeps the rules waits ten times as long.
+const RENEW_ANSWER_INTERVAL: Duration = Duration::from_secs(60);
+/// Members whose last renewal is remembered for that; when as many have asked within the interval, the next one has to
+/// ask again.
+const RENEWALS_MAX: usize = 1024;
 /// The most revocations remembered; each is forgotten when its certificate would have ended.
 pub const REVOCATIONS_MAX: usize = 100_000;
 
@@ -155,6 +161,7 @@ enum Pending {
         peer: PeerId,
         name: NodeId,
         membership: Membership,
+        /// The ticket, when this is its bearer's first use of it.
         secret_hash: Option<[u8; 32]>,
         renew: bool,
     },
@@ -180,6 +187,8 @@ pub struct Admission {
     renew_after: Instant,
     /// Who was asked for a longer certificate.
     renewing: Option<PeerId>,
+    /// When members were renewed, for as long as that keeps them waiting.
+    renewed: BTreeMap<PeerId, Instant>,
     random: Random,
     transmits: VecDeque<(ConnId, Frame)>,
     events: VecDeque<Event>,
@@ -210,6 +219,7 @@ impl Admission {
             pending: BTreeMap::new(),
             next_persist: 0,
             renew_after: Instant(0),
+            renewed: BTreeMap::new(),
             renewing: None,
             random,
             transmits: VecDeque::new(),
@@ -427,7 +437,6 @@ impl Admission {
     ) {
         match self.redeem(now, peer, request, holder) {
             Ok((membership, changes, name, secret_hash)) => {
-                let secret_hash = Some(secret_hash);
                 let then = Pending::Reply {
                     conn,
                     peer,
@@ -456,7 +465,7 @@ impl Admission {
         peer: PeerId,
         request: &JoinRequest,
         holder: Option<PeerId>,
-    ) -> Result<(Membership, Vec<StateChange>, NodeId, [u8; 32]), JoinRefusal> {
+    ) -> Result<(Membership, Vec<StateChange>, NodeId, Option<[u8; 32]>), JoinRefusal> {
         if self.admitter.is_none() {
             return Err(JoinRefusal::NotAnAdmitter);
         }
@@ -496,7 +505,8 @@ impl Admission {
             ticket.used_by.0.push(peer);
         }
         let changes = alloc::vec![StateChange::Ticket(ticket.clone()), StateChange::Grant(grant)];
-        Ok((membership, changes, name, hash))
+        // Only a first use can be taken back: the earlier one of a bearer that asks again is on the disk.
+        Ok((membership, changes, name, again.is_none().then_some(hash)))
     }
 
     /// Takes the issuer's answer. Returns whether it is acceptable. [JOIN-6]
@@ -562,6 +572,7 @@ impl Admission {
             .map(|root| Membership::verify(&cbor::to_bytes(&request.membership), root, &peer, now.wall));
         let refusal = match verified {
             Some(Ok(member)) if self.is_revoked(&member.serial) => JoinRefusal::Revoked,
+            Some(Ok(_)) if self.admitter.is_some() && !self.may_renew(now, peer) => return,
             Some(Ok(member)) => match self.certify(now, peer, member.name.clone(), Some(member.serial)) {
                 Some((membership, grant)) => {
                     let (name, secret_hash) = (member.name, None);
@@ -585,6 +596,17 @@ impl Admission {
             refusal: Some(refusal),
         };
         self.transmits.push_back((conn, Frame::RenewReply(reply)));
+    }
+
+    /// Whether a member has let enough time pass since it was renewed last; if so, it counts as renewed now.
+    fn may_renew(&mut self, now: Now, peer: PeerId) -> bool {
+        self.renewed
+            .retain(|_, at| at.after(RENEW_ANSWER_INTERVAL) > now.mono);
+        let may = self.renewed.len() < RENEWALS_MAX && !self.renewed.contains_key(&peer);
+        if may {
+            self.renewed.insert(peer, now.mono);
+        }
+        may
     }
 
     /// Takes a renewed certificate, when it was asked for, from whom it was asked, and only if it is the same one with
@@ -684,8 +706,20 @@ impl Admission {
                 }),
                 false,
             ) => {
-                // [JOIN-3] Not on disk: it has not happened.
-                if let Some(ticket) = secret_hash.and_then(|hash| self.tickets.get_mut(&hash)) {
+                // [JOIN-3] Not on disk: it has not happened. A second request of the same bearer may still get there.
+                let again = |pending: &Pending| match pending {
+                    Pending::Reply {
+                        peer: other,
+                        name: of,
+                        ..
+                    } => *other == peer && *of == name,
+                    Pending::Own { .. } | Pending::Note => false,
+                };
+                let again = self.pending.values().any(again);
+                if let Some(ticket) = secret_hash
+                    .filter(|_| !again)
+                    .and_then(|hash| self.tickets.get_mut(&hash))
+                {
                     ticket.used_by.0.retain(|p| *p != peer);
                     self.grants.remove(&name);
                 }

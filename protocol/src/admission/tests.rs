@@ -177,6 +177,60 @@ fn a_use_that_could_not_be_written_has_not_happened() {
 }
 
 #[test]
+fn a_repeated_request_that_cannot_be_written_does_not_give_the_use_back() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let first = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    assert_eq!(
+        redeem(&mut admitter, 3, &ticket, NOW, false),
+        Err(JoinRefusal::Storage)
+    );
+    assert_eq!(
+        redeem(&mut admitter, 4, &ticket, NOW, true),
+        Err(JoinRefusal::Used)
+    );
+    let again = redeem(&mut admitter, 3, &ticket, NOW, true).unwrap();
+    assert_eq!(again.serial, first.serial);
+}
+
+#[test]
+fn a_first_use_that_cannot_be_written_stays_while_its_bearer_has_asked_again() {
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 1);
+    let request = JoinRequest {
+        secret: ticket.0.secret,
+        name: ticket.0.name.clone(),
+    };
+    admitter.handle_join_request(NOW, CONN, key(3).peer_id(), &request, None);
+    admitter.handle_join_request(NOW, CONN, key(3).peer_id(), &request, None);
+    let (first, second) = (admitter.poll_job().unwrap(), admitter.poll_job().unwrap());
+    admitter.handle_persisted(first.id, false);
+    admitter.handle_persisted(second.id, true);
+    while admitter.poll_transmit().is_some() {}
+    while admitter.poll_event().is_some() {}
+    assert_eq!(
+        redeem(&mut admitter, 4, &ticket, NOW, true),
+        Err(JoinRefusal::Used)
+    );
+}
+
+#[test]
+fn a_member_that_asks_for_renewals_without_pause_costs_one_write_a_minute() {
+    let mut admitter = admitter();
+    let (membership, _) = admitter.admit(NOW, key(3).peer_id(), id("m"), None).unwrap();
+    settle(&mut admitter, true);
+    let request = RenewRequest { membership };
+    for second in 0..120 {
+        let now = Now {
+            mono: NOW.mono.after(Duration::from_secs(second)),
+            ..NOW
+        };
+        admitter.handle_renew_request(now, CONN, key(3).peer_id(), &request);
+    }
+    assert_eq!(settle(&mut admitter, true).len(), 2);
+}
+
+#[test]
 fn the_use_is_written_before_the_answer_leaves() {
     let mut admitter = admitter();
     let ticket = ticket(&mut admitter, 1);
