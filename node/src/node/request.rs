@@ -2,7 +2,7 @@
 //!
 //! On a stream of its own the asker sends a header (a big-endian `u32` length and that much CBOR) and the body, and
 //! ends its half; the answerer sends a header and a body back. Small requests travel on the prompt connection, large
-//! ones on the bulk connection, so that they do not stand in the way of small ones. [REQ-1..3]
+//! ones on the bulk connection, so that they do not stand in the way of small ones. [REQ-1..4]
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -10,25 +10,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hyperfabric_mesh::driver::BulkError;
-use hyperfabric_mesh::{
-    BiStream, Connection, DialError, RecvStream, SendStream, StreamCode, StreamError, StreamKind,
-};
+use hyperfabric_mesh::{BiStream, Connection, DialError, StreamCode, StreamError, StreamKind};
 use hyperfabric_protocol::cbor::{self, List, Text, Value};
 use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::error::{NodeNotFoundError, REASON_BYTES_MAX};
 use hyperfabric_protocol::types::{DataType, PacketPriority};
 use hyperfabric_protocol::{NodeId, PeerId};
-use tokio::sync::Semaphore;
 
+mod body;
+mod budget;
+
+pub(super) use budget::Budget;
+
+use self::body::{read_body, read_header};
 use super::sending::StartError;
 use super::{Inner, Node};
 
 /// The largest body of a request or of its answer, in bytes; larger data is sent as a file.
 pub const DATA_BYTES_MAX: usize = 64 << 20;
-/// Bodies that may be held in memory at once, in bytes, of all requests being received.
-const BODIES_BYTES_MAX: usize = 128 << 20;
-/// The largest header, in bytes: 32 texts of 512 bytes, and the rest.
-const HEADER_BYTES_MAX: usize = 20 * 1024;
 /// The most keys and values of metadata together.
 const METADATA_TEXTS_MAX: usize = 32;
 /// How long the header may take.
@@ -215,49 +214,6 @@ impl Value for Answer {
     }
 }
 
-/// Bounds the memory of requests being received.
-pub(crate) struct Budget(Arc<Semaphore>);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES_BYTES_MAX)))
-    }
-}
-
-async fn write(send: &mut SendStream, header: &impl Value, body: Bytes) -> Result<(), StreamError> {
-    let header = cbor::to_bytes(header);
-    let length = u32::try_from(header.len()).unwrap_or(u32::MAX).to_be_bytes();
-    send.write_all(&length).await?;
-    send.write_chunks(&mut [Bytes::from(header), body]).await?;
-    send.finish();
-    Ok(())
-}
-
-async fn read_header<T: Value>(recv: &mut RecvStream) -> Result<T, DataError> {
-    let mut length = [0; 4];
-    recv.read_exact(&mut length).await?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > HEADER_BYTES_MAX {
-        return Err(DataError::BadAnswer);
-    }
-    let mut header = vec![0; length];
-    recv.read_exact(&mut header).await?;
-    cbor::from_bytes(&header).map_err(|_| DataError::BadAnswer)
-}
-
-async fn read_body(recv: &mut RecvStream, bytes: u64) -> Result<Bytes, DataError> {
-    let length = usize::try_from(bytes)
-        .ok()
-        .filter(|n| *n <= DATA_BYTES_MAX)
-        .ok_or(DataError::BadAnswer)?;
-    let body = recv.read_to_end(length).await?;
-    if body.len() == length {
-        Ok(body.into())
-    } else {
-        Err(DataError::BadAnswer)
-    }
-}
-
 impl Node {
     /// Answers the requests that reach `node` with `handler`, from now on.
     pub fn on_data(&self, node: NodeId, handler: DataHandler) {
@@ -341,7 +297,7 @@ impl Node {
             bytes: request.data.len() as u64,
             metadata: List::truncating(texts),
         };
-        write(&mut stream.send, &ask, request.data).await?;
+        body::ask(&mut stream.send, &ask, request.data).await?;
         let answer: Answer = read_header(&mut stream.recv).await?;
         let body = match answer.status {
             Status::Answered => read_body(&mut stream.recv, answer.bytes).await?,
@@ -433,10 +389,7 @@ async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> 
     if !speaks_for(inner, from, &ask.source).await {
         return Err(DataError::BadAnswer);
     }
-    let room = Arc::clone(&inner.requests.0)
-        .acquire_many_owned(length)
-        .await
-        .map_err(|_| DataError::NotRunning)?;
+    let room = inner.requests.room(from, length).await;
     let data = read_body(&mut stream.recv, ask.bytes).await?;
     let mut texts = ask.metadata.0.into_iter().map(|text| text.0);
     let metadata = std::iter::from_fn(|| Some((texts.next()?, texts.next()?))).collect();
@@ -449,13 +402,13 @@ async fn try_answer(inner: &Arc<Inner>, from: PeerId, stream: &mut BiStream) -> 
         data,
     };
     let Reply { status, reason, body } = reply_to(inner, request).await;
-    drop(room);
+    let _debt = room.answer(body.len());
     let answer = Answer {
         status,
         bytes: body.len() as u64,
         reason: ShortText::truncating(&reason),
     };
-    write(&mut stream.send, &answer, body).await?;
+    body::answer(&mut stream.send, &answer, body).await?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@
 
 mod data;
 mod events;
+mod greedy;
 mod harness;
 mod hostile;
 mod idle;
