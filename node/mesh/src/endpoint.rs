@@ -4,6 +4,7 @@
 //! of a bounded channel; who they belong to, and which of two to keep, is decided by whoever reads it.
 
 mod accept;
+mod congestion;
 mod dial;
 mod limits;
 mod reset;

@@ -12,6 +12,7 @@ use quinn::{
     ConnectionId, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 
+use super::congestion::BulkCongestion;
 use super::limits::HANDSHAKES_MAX;
 use super::reset;
 use crate::tls::{Purpose, ServerCrypto};
@@ -139,6 +140,9 @@ fn transport(purpose: Purpose, side: usize, mtu_max: u16) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(stream))
         .receive_window(VarInt::from_u32(connection))
         .send_window(send);
+    if purpose == Purpose::Bulk {
+        config.congestion_controller_factory(Arc::new(BulkCongestion::default()));
+    }
     config
 }
 
