@@ -102,7 +102,7 @@ pub struct Limits {
     pub connections: u32,
     /// Connections at one time with one address that has not proved who it is.
     pub connections_per_address: u32,
-    /// Transfers at one time that are not yet ended, in each direction.
+    /// Transfers at one time, in each direction; further ones wait at their senders.
     pub transfers: u32,
     /// The largest body that is taken as an upload over HTTP, in bytes.
     pub upload_bytes: u64,

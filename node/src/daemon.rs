@@ -224,6 +224,7 @@ pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepa
         wire: Arc::new(wire) as Arc<dyn Wire>,
         store,
         storage: Arc::new(storage) as Arc<dyn Storage>,
+        transfers_max: config.limits.transfers as usize,
     };
     let config = NodeConfig {
         folder,

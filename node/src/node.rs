@@ -69,6 +69,8 @@ pub struct NodeConfig {
     /// What others may use up.
     pub limits: Limits,
 }
+    /// Transfers at one time, in each direction; further ones wait at their senders.
+    pub transfers_max: usize,
 
 /// What a node runs on.
 #[derive(Clone)]
@@ -159,7 +161,8 @@ impl Node {
                 return Err(StartNodeError::AnonymousBootstrap(peer.socket));
             }
         }
-        let fabric = config.folder.fabric_config(&environment.store, agent())?;
+        let mut fabric = config.folder.fabric_config(&environment.store, agent())?;
+        fabric.transfers_max = config.transfers_max;
         let contacts = config.folder.first_contacts(&environment.store)?;
         let late: Arc<OnceLock<Weak<Inner>>> = Arc::default();
         let buffers = BufferPool::new(usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX));

@@ -225,6 +225,7 @@ pub async fn join(data_dir: &DataDir, ticket: Ticket, timeout: Duration) -> Resu
         mtu_max: 1452,
         inbox: InboxPolicy::default(),
         limits: Limits::default(),
+        transfers_max: 1,
     };
     let node = Node::start(config, environment)
         .await

@@ -124,7 +124,7 @@ impl Fabric {
                 config.grants,
                 Random::from_seed(random.bytes()),
             ),
-            transfers: Transfers::new(Random::from_seed(random.bytes())),
+            transfers: Transfers::new(Random::from_seed(random.bytes())).with_limit(config.transfers_max),
             conns: BTreeMap::new(),
             up: BTreeMap::new(),
             refresh_at: None,

@@ -129,6 +129,7 @@ impl Member {
             degree_min: 1,
             degree_max: 1,
             connections_max: 8,
+            transfers_max: 1,
             seed,
         };
         let (sender, events) = mpsc::channel(EVENTS_MAX);

@@ -285,6 +285,7 @@ impl StateFolder {
             degree_min: 8,
             degree_max: 12,
             connections_max: 32,
+            transfers_max: hyperfabric_protocol::transfer::limits::INCOMING_MAX,
             seed: random_bytes(&path)?,
             key,
         })

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use hyperfabric_protocol::NodeId;
 use hyperfabric_protocol::cert::MESH_NAME_BYTES_MAX;
+use hyperfabric_protocol::transfer::limits::INCOMING_MAX;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
@@ -197,12 +198,12 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "limits.transfers",
-        help: "Transfers at one time that have not ended, in each direction.",
-        allowed: "a number from 1 to 65536",
+        help: "Transfers at one time, in each direction; further ones wait at their senders.",
+        allowed: "a number from 1 to 1024",
         get: |c| json!(c.limits.transfers),
         set: |c, v| {
             c.limits.transfers = count(v)?;
-            Some(())
+            (c.limits.transfers as usize <= INCOMING_MAX).then_some(())
         },
     },
     Key {

@@ -126,7 +126,7 @@ fn a_bad_value_is_named_with_its_key_and_what_is_allowed() {
         "inbox: {min_free_bytes: many}",
         "send: {roots: [relative]}",
         "limits: {connections: 0}",
-        "limits: {transfers: 65537}",
+        "limits: {transfers: 1025}",
         "limits: {upload_bytes: 1.5}",
     ] {
         assert!(

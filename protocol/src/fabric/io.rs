@@ -50,6 +50,8 @@ pub struct FabricConfig {
     pub degree_max: usize,
     /// It has no more connections than this.
     pub connections_max: usize,
+    /// It takes part in no more transfers than this at one time, in each direction.
+    pub transfers_max: usize,
     /// Seed of its random numbers; secret, because ticket secrets come from it.
     pub seed: [u8; 32],
 }

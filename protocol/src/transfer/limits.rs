@@ -30,7 +30,7 @@ pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 pub const OUTGOING_MAX: usize = 4096;
 /// Incoming transfers of one peer; one more is told [`Fault::Busy`](super::Fault::Busy), and offered again later.
 pub const INCOMING_PER_PEER_MAX: usize = 64;
-/// Incoming transfers of all peers, with the same answer.
+/// Incoming transfers of all peers, with the same answer; a peer's owner can set less.
 pub const INCOMING_MAX: usize = 1024;
 /// Transfers to one peer that are offered or sent at once; the others wait by priority, then age.
 pub const SENDING_MAX: usize = 8;

@@ -17,6 +17,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::cbor::Text;
 use crate::frame::{Abort, DETAIL_BYTES_MAX, Frame};
 use crate::random::Random;
+use crate::transfer::limits::INCOMING_MAX;
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{Instant, Now, PeerId, TransferId};
 
@@ -416,6 +417,8 @@ pub struct Transfers {
     /// Unique in this process, so that a stream of an earlier transfer's attempt is never taken for a later one's.
     attempts: u32,
     sends: u64,
+    /// Transfers at one time, in each direction.
+    limit: usize,
     outputs: VecDeque<Output>,
     events: VecDeque<TransferEvent>,
     jobs: VecDeque<Job>,
@@ -435,10 +438,18 @@ impl Transfers {
             timers: BTreeSet::new(),
             attempts: 0,
             sends: 0,
+            limit: INCOMING_MAX,
             outputs: VecDeque::new(),
             events: VecDeque::new(),
             jobs: VecDeque::new(),
         }
+    }
+
+    /// Lets no more than this many transfers run at one time, in each direction. Further ones wait at their senders.
+    #[must_use]
+    pub fn with_limit(mut self, limit: usize) -> Self {
+        self.limit = limit.clamp(1, INCOMING_MAX);
+        self
     }
 
     /// Takes in what happened.

@@ -194,6 +194,7 @@ impl Lab {
             storage: Arc::new(DiskStorage::open(seed.folder.path()).unwrap()) as Arc<dyn Storage>,
         };
         let config = NodeConfig {
+            transfers_max: 64,
             folder: seed.folder.clone(),
             bootstrap: contacts.to_vec(),
             announce: Vec::new(),

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::frame::{Abort, Accept, Delivered, Frame, Progress};
 use crate::transfer::limits::{
-    FAILURES_MAX, INCOMING_MAX, INCOMING_PER_PEER_MAX, JOB_BYTES_PER_SECOND_MIN, JOB_TIME_MAX, KEEPALIVE,
-    PROBE_AFTER, RESTART_AFTER, STALL_MARGIN, STALL_TIMEOUT, STALLS_MAX, SUSPENDED_MAX,
+    FAILURES_MAX, INCOMING_PER_PEER_MAX, JOB_BYTES_PER_SECOND_MIN, JOB_TIME_MAX, KEEPALIVE, PROBE_AFTER,
+    RESTART_AFTER, STALL_MARGIN, STALL_TIMEOUT, STALLS_MAX, SUSPENDED_MAX,
 };
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{Instant, PeerId, TransferId};
@@ -126,7 +126,7 @@ impl Transfers {
         }
         let count = self.peers.get(&peer).map_or(0, |entry| entry.incoming.len());
         let of_peer = count >= INCOMING_PER_PEER_MAX;
-        if of_peer || self.incoming.len() >= INCOMING_MAX {
+        if of_peer || self.incoming.len() >= self.limit {
             // One that its sender does not go on with makes room; what arrived of it stays in the journal.
             let idle = |incoming: &&Incoming| {
                 incoming.stage == Stage::Suspended && (!of_peer || incoming.key.0 == peer)

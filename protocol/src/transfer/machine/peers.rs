@@ -22,6 +22,12 @@ pub(super) struct PeerEntry {
     pub(super) running: BTreeSet<TransferId>,
 }
 
+impl PeerEntry {
+    fn may_offer(&self) -> bool {
+        self.up && self.running.len() < SENDING_MAX && !self.queue.is_empty()
+    }
+}
+
 impl Transfers {
     pub(super) fn is_up(&self, peer: PeerId) -> bool {
         self.peers.get(&peer).is_some_and(|entry| entry.up)
@@ -66,12 +72,28 @@ impl Transfers {
 
     /// Offers transfers until as many run as may.
     pub(super) fn pump(&mut self, now: Instant, peer: PeerId) {
-        while let Some(entry) = self.peers.get_mut(&peer)
-            && entry.up
-            && entry.running.len() < SENDING_MAX
+        let running = self.peers.values().map(|entry| entry.running.len()).sum();
+        let mut places = self.limit.saturating_sub(running);
+        self.pump_to(now, peer, &mut places);
+        if places == 0 {
+            return;
+        }
+        // A place that this peer does not need may be what another's transfers wait for.
+        let waiting = |(peer, entry): (&PeerId, &PeerEntry)| entry.may_offer().then_some(*peer);
+        let waiting: Vec<PeerId> = self.peers.iter().filter_map(waiting).collect();
+        for peer in waiting {
+            self.pump_to(now, peer, &mut places);
+        }
+    }
+
+    fn pump_to(&mut self, now: Instant, peer: PeerId, places: &mut usize) {
+        while *places > 0
+            && let Some(entry) = self.peers.get_mut(&peer)
+            && entry.may_offer()
             && let Some((_, _, transfer)) = entry.queue.pop_first()
         {
             entry.running.insert(transfer);
+            *places -= 1;
             self.offer(now, transfer);
         }
     }
