@@ -35,9 +35,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 /// The options of a bootstrap peer.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Where to listen (UDP); port 0 is the port of the last start, or a free one
-    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:0")]
-    pub listen: SocketAddr,
+    /// Where to listen (UDP); port 0 is the port of the last start, or a free one [default: every interface]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
     /// An address to announce instead of those of the interfaces, such as that of a port forward; can be repeated
     #[arg(long, value_name = "ADDR")]
     pub announce: Vec<PeerAddress>,
@@ -134,60 +134,106 @@ impl Cli {
 /// [`RunError`].
 pub fn run(data_dir: &Path, json: bool, args: Args) -> Result<(), RunError> {
     let config = config(data_dir, args)?;
-    let pool = WorkerPool::with_available_cores().map_err(RunError::System)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(async {
+        let mut signals = Signals::catch()?;
+        let peer = start(config)?;
+        let announced = announce(&peer, json, None);
+        if announced.is_ok() {
+            signals.received().await;
+        }
+        peer.stop().await;
+        announced
+    })
+}
+
+/// Makes the runtime of a peer: one thread, which reads the network.
+///
+/// # Errors
+/// [`RunError::System`].
+pub fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
         .build()
-        .map_err(RunError::System)?;
-    runtime.block_on(serve(config, json, pool))
+        .map_err(RunError::System)
 }
 
-async fn serve(config: BootstrapConfig, json: bool, pool: WorkerPool) -> Result<(), RunError> {
-    // First of all: a signal that comes during the start ends the peer in order, too.
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::System)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::System)?;
+/// Starts a peer on the current runtime.
+///
+/// # Errors
+/// [`RunError`].
+pub fn start(config: BootstrapConfig) -> Result<Bootstrap, RunError> {
+    let pool = WorkerPool::with_available_cores().map_err(RunError::System)?;
     let runtime = tokio::runtime::Handle::current();
-    let peer = Bootstrap::start(config, runtime, pool, Arc::new(SystemClock::default()))?;
-    let addresses = peer.addresses();
-    let announced = addresses.map(|addresses| announce(&peer, &addresses, json));
-    if announced.is_ok() {
-        ended(&mut terminate, &mut interrupt).await;
-    }
-    peer.stop().await;
-    announced.map_err(RunError::Addresses)
+    Ok(Bootstrap::start(
+        config,
+        runtime,
+        pool,
+        Arc::new(SystemClock::default()),
+    )?)
 }
 
-async fn ended(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end a peer.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches them from now on; to be called first of all, so that a signal that comes during the start ends the peer in order, too.
+    ///
+    /// # Errors
+    /// [`RunError::System`].
+    pub fn catch() -> Result<Self, RunError> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(RunError::System)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(RunError::System)?,
+        })
+    }
+
+    /// Waits for the first of them.
+    pub async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
-/// Says where the peer is. That nobody reads it is no reason to end.
-fn announce(peer: &Bootstrap, addresses: &[PeerAddress], json: bool) {
+/// Says where the peer is, and where its local API is if it has one. That nobody reads it is no reason to end.
+///
+/// # Errors
+/// [`RunError::Addresses`].
+pub fn announce(peer: &Bootstrap, json: bool, api: Option<&str>) -> Result<(), RunError> {
+    let addresses = peer.addresses().map_err(RunError::Addresses)?;
     let mut out = io::stdout().lock();
     let health = peer.health_address().map(|address| format!("http://{address}"));
     let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let text = if json {
         let ready = serde_json::json!({
-            "event": "ready", "peer_id": peer.peer_id().to_string(), "listen": listen, "health": health,
+            "event": "ready", "peer_id": peer.peer_id().to_string(), "listen": listen, "health": health, "api": api,
         });
         ready.to_string()
     } else {
         let health = health.map_or_else(String::new, |health| format!("\nhealth:  {health}/health"));
+        let api = api.map_or_else(String::new, |api| format!("\napi:     {api}"));
         format!(
-            "peer:    {}\nmesh:    {}\nlisten:  {}{health}",
+            "peer:    {}\nmesh:    {}\nlisten:  {}{health}{api}",
             peer.peer_id(),
             peer.mesh(),
             listen.join("\n         ")
         )
     };
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    Ok(())
 }
 
-fn config(data_dir: &Path, args: Args) -> Result<BootstrapConfig, RunError> {
+/// Puts together what a peer is started with.
+///
+/// # Errors
+/// [`RunError::NoName`].
+pub fn config(data_dir: &Path, args: Args) -> Result<BootstrapConfig, RunError> {
     let open = match (args.open, args.name) {
         (None, _) => None,
         (Some(mesh), Some(name)) => Some(OpenMesh { mesh, name }),
@@ -198,7 +244,7 @@ fn config(data_dir: &Path, args: Args) -> Result<BootstrapConfig, RunError> {
     };
     let mut config = BootstrapConfig::new(data_dir);
     config.open = open;
-    config.listen = args.listen;
+    config.listen = args.listen.unwrap_or(config.listen);
     config.announce = args.announce;
     config.bootstrap = args.bootstrap;
     config.health = Some(args.health);

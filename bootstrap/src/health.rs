@@ -72,7 +72,7 @@ struct Shared {
 
 /// Says how a peer is; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Reporter(Arc<Shared>);
+pub struct Reporter(Arc<Shared>);
 
 impl Reporter {
     pub(crate) fn new(
@@ -101,7 +101,9 @@ impl Reporter {
         snapshot.now.mono.since(self.0.started)
     }
 
-    fn warnings(&self) -> Vec<String> {
+    /// Returns what an operator should look at.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
         let counters = &self.0.counters;
         let failing = counters.storage_failing.load(Ordering::Relaxed);
         let revoked = counters.revoked.load(Ordering::Relaxed);
@@ -119,7 +121,7 @@ impl Reporter {
     }
 
     /// Returns `None` when the event loop does not answer in time.
-    pub(crate) async fn health(&self) -> Option<Health> {
+    pub async fn health(&self) -> Option<Health> {
         let snapshot = self.snapshot().await?;
         Some(Health {
             status: String::from("ok"),
@@ -133,7 +135,7 @@ impl Reporter {
     }
 
     /// Returns the Prometheus text; without the event loop's own numbers when it does not answer in time.
-    pub(crate) async fn metrics(&self) -> String {
+    pub async fn metrics(&self) -> String {
         let snapshot = self.snapshot().await;
         metrics::text(self, snapshot.as_ref())
     }

@@ -12,7 +12,7 @@ use hyperfabric_protocol::PeerId;
 use hyperfabric_protocol::admission::Persist;
 use hyperfabric_protocol::fabric::{Event, Job, JobResult};
 use hyperfabric_protocol::transfer::{self, Fault, PayloadOrder};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::counters::Counters;
@@ -24,6 +24,7 @@ pub(crate) struct BootstrapHost {
     writes: mpsc::Sender<Persist>,
     connections_changed: Arc<Notify>,
     counters: Arc<Counters>,
+    events: broadcast::Sender<Event>,
 }
 
 /// Where state changes are kept.
@@ -41,6 +42,7 @@ impl BootstrapHost {
         disk: Disk,
         connections_changed: Arc<Notify>,
         counters: Arc<Counters>,
+        events: broadcast::Sender<Event>,
     ) -> (Self, JoinHandle<()>) {
         let (writes, queue) = mpsc::channel(WRITES_MAX);
         let task = peer
@@ -50,6 +52,7 @@ impl BootstrapHost {
             writes,
             connections_changed,
             counters,
+            events,
         };
         (host, task)
     }
@@ -143,6 +146,8 @@ impl Host for BootstrapHost {
     fn event(&mut self, _peer: &Handle, event: &Event) {
         self.log(event);
         self.count(event);
+        // An error means that nobody listens.
+        let _ = self.events.send(event.clone());
         if matches!(
             event,
             Event::PeerUp { .. } | Event::PeerMoved { .. } | Event::PeerDown { .. }

@@ -5,7 +5,8 @@
 //! `hyperfabric init` with `mesh create` or `join`, or by itself in an open mesh ([`OpenMesh`]).
 //!
 //! The library has no statics and installs neither signal handlers nor a log subscriber: several peers can live in one process. What belongs
-//! to a process is in [`cli`], which the binary `hyperfabric-bootstrap` and the command `hyperfabric bootstrap` share.
+//! to a process is in [`cli`], which the binary `hyperfabric-bootstrap` and the command `hyperfabric bootstrap` share. The command also serves
+//! the local API, which lies above this crate.
 //!
 //! # Memory
 //! Everything that others can make grow has a bound: connections by [`BootstrapLimits`], tables by the protocol's own limits. Measured on
@@ -28,5 +29,5 @@ pub mod cli;
 pub use config::{
     BootstrapConfig, BootstrapLimits, CONNECTIONS_MAX_DEFAULT, Contact, ContactError, OpenMesh,
 };
-pub use health::{ANSWER_TIMEOUT, Health};
+pub use health::{ANSWER_TIMEOUT, Health, Reporter};
 pub use peer::{Bootstrap, StartError};

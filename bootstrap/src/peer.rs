@@ -16,10 +16,10 @@ use hyperfabric_mesh::wire::BindError;
 use hyperfabric_mesh::workers::WorkerPool;
 use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress};
 use hyperfabric_protocol::cert::{CertificateError, MESH_NAME_BYTES_MAX, Membership, MeshRoot};
-use hyperfabric_protocol::fabric::FabricConfig;
+use hyperfabric_protocol::fabric::{Event, FabricConfig};
 use hyperfabric_protocol::{Address, Now, PeerId, UnixMillis, flood};
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
 
 use crate::book::{self, Keeper};
@@ -37,6 +37,9 @@ const SPARE_CONNECTIONS: usize = 64;
 
 /// Bulk connections are closed as soon as they are accepted; more of them at once are an attack.
 const BULK_PER_PEER_MAX: usize = 1;
+
+/// Events that a slow listener may be behind.
+const EVENTS_MAX: usize = 1_024;
 
 /// Why a bootstrap peer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +102,7 @@ pub struct Bootstrap {
     handle: Handle,
     mesh: String,
     announce: Vec<PeerAddress>,
+    events: broadcast::Sender<Event>,
     health: health::Reporter,
     server: Option<health::Server>,
     keeper: Keeper,
@@ -142,14 +146,12 @@ impl Bootstrap {
         })?;
         let listener = config.health.map(health::bind).transpose()?;
         let contacts = contacts(&disk, &config)?;
-        let book = contacts
-            .iter()
-            .filter(|c| !c.2)
-            .map(|c| (c.0, c.1.clone()))
-            .collect();
+        let remembered = contacts.iter().filter(|contact| !contact.2);
+        let book = remembered.map(|contact| (contact.0, contact.1.clone())).collect();
 
         let discovery = discovery(&fabric, &runtime, &clock);
         let changed = Arc::new(Notify::new());
+        let (events, heard) = events();
         let mut writer = None;
         let driver = DriverConfig {
             fabric,
@@ -164,8 +166,13 @@ impl Bootstrap {
             discovery,
         };
         let handle = driver::start(driver, |peer| {
-            let (host, task) =
-                BootstrapHost::new(peer, disk.clone(), Arc::clone(&changed), Arc::clone(&counters));
+            let (host, task) = BootstrapHost::new(
+                peer,
+                disk.clone(),
+                Arc::clone(&changed),
+                Arc::clone(&counters),
+                heard,
+            );
             writer = Some(task);
             host
         });
@@ -177,6 +184,7 @@ impl Bootstrap {
         Ok(Self {
             mesh,
             announce: config.announce,
+            events,
             server: listener.map(|listener| health::Server::start(&runtime, listener, health.clone())),
             health,
             keeper: Keeper::start(handle.clone(), disk, book, changed),
@@ -203,6 +211,12 @@ impl Bootstrap {
         &self.handle
     }
 
+    /// Returns the sender of everything that happens, to be followed.
+    #[must_use]
+    pub fn events(&self) -> &broadcast::Sender<Event> {
+        &self.events
+    }
+
     /// Returns the addresses to give to others; each names this peer.
     ///
     /// # Errors
@@ -226,6 +240,18 @@ impl Bootstrap {
         self.server.as_ref().map(health::Server::address)
     }
 
+    /// Returns the addresses to announce instead of those of the interfaces; none unless they were given.
+    #[must_use]
+    pub fn announced(&self) -> &[PeerAddress] {
+        &self.announce
+    }
+
+    /// Returns what says how the peer is, also after this value was moved.
+    #[must_use]
+    pub fn reporter(&self) -> health::Reporter {
+        self.health.clone()
+    }
+
     /// Returns what `/health` says; `None` when the event loop does not answer in time.
     pub async fn health(&self) -> Option<Health> {
         self.health.health().await
@@ -244,6 +270,12 @@ impl Bootstrap {
         }
         tracing::info!("the bootstrap peer has ended");
     }
+}
+
+/// Makes the channel of everything that happens: the sender for the host, and the same for those who ask.
+fn events() -> (broadcast::Sender<Event>, broadcast::Sender<Event>) {
+    let events = broadcast::Sender::new(EVENTS_MAX);
+    (events.clone(), events)
 }
 
 /// Opens the folder, and says what was wrong with it.

@@ -20,8 +20,8 @@ pub use events::TransferStream;
 
 use crate::api::frame::{self, LENGTH_BYTES, SocketReply, SocketRequest};
 use crate::api::model::{
-    Accepted, Done, HTTP_WAIT_MS_MAX, Invitation, InviteRequest, Member, NodeRecord, PeerRecord, PingReport,
-    PingRequest, Registered, RevokeRequest, Revoked, SendOrder, Status, Transfer,
+    Accepted, Admission, AdmitRequest, Done, HTTP_WAIT_MS_MAX, Invitation, InviteRequest, Member, NodeRecord,
+    PeerRecord, PingReport, PingRequest, Registered, RevokeRequest, Revoked, SendOrder, Status, Transfer,
 };
 use crate::api::socket::SocketPath;
 use crate::api::{ApiError, ErrorBody, ErrorCode, Token, TokenError};
@@ -221,6 +221,14 @@ impl Client {
     /// [`ClientError`].
     pub fn resume(&self, id: TransferId) -> Result<Transfer, ClientError> {
         self.post(&format!("/v1/fabric/transfers/{id}/resume"), &())
+    }
+
+    /// Makes a certificate for a peer whose key is known.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn admit(&self, admit: &AdmitRequest) -> Result<Admission, ClientError> {
+        self.post("/v1/fabric/admit", admit)
     }
 
     /// Makes a ticket.

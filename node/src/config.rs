@@ -28,7 +28,7 @@ pub struct FabricConfig {
     /// `mesh`: the open mesh to be part of. A peer with a certificate is part of the mesh that the certificate names.
     pub mesh: Option<String>,
     /// `listen`: where to be reachable; port 0 takes a free one and keeps it over restarts.
-    pub listen: Vec<SocketAddr>,
+    pub listen: SocketAddr,
     /// `bootstrap`: peers to meet first, as multiaddrs.
     pub bootstrap: Vec<Address>,
     /// `api.listen`: where the local API is served; loopback only.
@@ -113,7 +113,7 @@ impl Default for FabricConfig {
         Self {
             node_name: None,
             mesh: None,
-            listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))],
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             bootstrap: Vec::new(),
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             transport: TransportConfig {

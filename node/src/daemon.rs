@@ -31,7 +31,7 @@ const LISTEN_PORT: &[u8] = b"listen_port";
 /// Where the chosen port of the API is kept.
 const API_PORT: &[u8] = b"api_port";
 /// How long the API may take to finish its requests when the daemon ends.
-const API_DRAIN: Duration = Duration::from_secs(2);
+pub(crate) const API_DRAIN: Duration = Duration::from_secs(2);
 
 /// Why a daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +54,6 @@ pub enum DaemonError {
         #[source]
         source: BindError,
     },
-    /// Several addresses to listen on.
-    #[error(
-        "one listen address is possible: a peer has one port; [::]:PORT serves every interface and both IP versions"
-    )]
-    SeveralListen,
     /// The peer is in no mesh.
     #[error("this peer is in no mesh: `hyperfabric mesh create` makes one, `hyperfabric join` joins one")]
     NoMesh,
@@ -149,17 +144,17 @@ fn kept_port(store: &Store, key: &[u8]) -> Result<Option<u16>, StoreError> {
 }
 
 fn bind_wire(store: &Store, asked: SocketAddr) -> Result<KernelWire, DaemonError> {
-    let kept = if asked.port() == 0 {
-        kept_port(store, LISTEN_PORT)?
-    } else {
-        None
+    let kept = kept_port(store, LISTEN_PORT)?;
+    let port = match asked.port() {
+        0 => kept.unwrap_or(0),
+        port => port,
     };
-    let address = SocketAddr::new(asked.ip(), kept.unwrap_or(asked.port()));
+    let address = SocketAddr::new(asked.ip(), port);
     let bind = |address| KernelWire::bind(address).map_err(|source| DaemonError::Bind { address, source });
     let wire = bind(address)?;
+    // A port that was asked for is kept too: other peers have written it down, and tickets name it.
     if let Ok(bound) = wire.local_addr()
-        && asked.port() == 0
-        && kept.is_none()
+        && kept != Some(bound.port())
     {
         store.put(Table::Settings, LISTEN_PORT, &bound.port().to_be_bytes())?;
     }
@@ -207,10 +202,7 @@ pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepa
             .map_err(DaemonError::Membership)?;
     }
     let (store, warnings) = open_store(&folder)?;
-    let [listen] = config.listen[..] else {
-        return Err(DaemonError::SeveralListen);
-    };
-    let wire = bind_wire(&store, listen)?;
+    let wire = bind_wire(&store, config.listen)?;
     let mut bootstrap = Vec::new();
     for address in &config.bootstrap {
         let parsed: Result<PeerAddress, _> = address.as_str().parse();
@@ -224,7 +216,6 @@ pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepa
         wire: Arc::new(wire) as Arc<dyn Wire>,
         store,
         storage: Arc::new(storage) as Arc<dyn Storage>,
-        transfers_max: config.limits.transfers as usize,
     };
     let config = NodeConfig {
         folder,
@@ -233,6 +224,7 @@ pub(crate) fn prepare(data_dir: &DataDir, config: &FabricConfig) -> Result<Prepa
         mtu_max: config.transport.mtu_max,
         inbox: inbox_policy(config),
         limits: limits(config),
+        transfers_max: config.limits.transfers as usize,
     };
     Ok(Prepared {
         config,

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bootstrap;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub(crate) mod directory;
 pub mod hardware;
 pub mod hyperfabric;
 pub mod node;

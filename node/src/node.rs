@@ -39,6 +39,7 @@ pub use request::{DATA_BYTES_MAX, DataError, DataHandler, DataRequest};
 pub(crate) use request::{Located, REQUEST_TIMEOUT};
 pub use sending::{NewTransfer, StartError};
 
+use crate::directory::Directory;
 use crate::storage::Storage;
 use crate::store::{OutgoingRecord, Store};
 use crate::transfer::receive::{Parts, Tuning};
@@ -68,9 +69,9 @@ pub struct NodeConfig {
     pub inbox: InboxPolicy,
     /// What others may use up.
     pub limits: Limits,
-}
     /// Transfers at one time, in each direction; further ones wait at their senders.
     pub transfers_max: usize,
+}
 
 /// What a node runs on.
 #[derive(Clone)]
@@ -315,6 +316,15 @@ impl Node {
     /// Returns how fast the last transfer to `peer` moved its bytes, in Gbit/s.
     pub(crate) fn bandwidth_gbps(&self, peer: &PeerId) -> Option<f64> {
         self.0.rates.gbps(peer)
+    }
+
+    /// Returns what the local API asks of every peer.
+    pub(crate) fn directory(&self) -> Directory {
+        Directory {
+            handle: self.0.handle.clone(),
+            events: self.0.events.clone(),
+            announce: Vec::new(),
+        }
     }
 
     pub(crate) fn inner(&self) -> &Inner {

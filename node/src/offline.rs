@@ -3,7 +3,7 @@
 //! The same fabric machine decides as in the daemon; only its network is missing, or, for joining, lasts no longer
 //! than the answer of the ticket's issuer.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,14 +94,14 @@ impl Offline {
         let lock = data_dir.lock().map_err(DaemonError::from)?;
         let (store, _) = open_store(&folder).map_err(DaemonError::from)?;
         let now = SystemClock::default().now();
-        let listen = FabricConfig::of(data_dir)?.listen.first().copied();
+        let listen = FabricConfig::of(data_dir)?.listen;
         let config = folder
             .fabric_config(&store, String::new())
             .map_err(DaemonError::from)?;
         let fabric = Fabric::new(now, config);
         Ok(Self {
             folder,
-            listen: listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
+            listen,
             store,
             fabric,
             now,

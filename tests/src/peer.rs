@@ -22,6 +22,7 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Peer {
     name: String,
+    id: String,
     folder: Folder,
     daemon: Option<Daemon>,
     tolerated: Vec<String>,
@@ -58,15 +59,17 @@ impl Peer {
     /// # Errors
     /// When `init` fails.
     pub fn init_with(name: &str, arguments: &[&str]) -> Result<Self> {
-        let peer = Self {
+        let mut peer = Self {
             name: name.to_owned(),
+            id: String::new(),
             folder: Folder::new()?,
             daemon: None,
             tolerated: Vec::new(),
         };
         let mut init = vec!["init", "--name", name];
         init.extend(arguments);
-        peer.run(&init)?.expect(Exit::Done)?;
+        let made = peer.json(&init)?;
+        peer.id = made["peer_id"].as_str().context("no peer_id")?.to_owned();
         Ok(peer)
     }
 
@@ -74,6 +77,12 @@ impl Peer {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the peer's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Returns the data folder.
@@ -121,16 +130,31 @@ impl Peer {
     /// # Errors
     /// As [`Peer::up`].
     pub fn up_with(&mut self, arguments: &[&str]) -> Result<&Ready> {
+        let up = ["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"];
+        self.serve(&[&up, arguments].concat())
+    }
+
+    /// Starts `bootstrap --json` with further arguments and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`Peer::up`].
+    pub fn bootstrap_with(&mut self, arguments: &[&str]) -> Result<&Ready> {
+        self.serve(&[&["bootstrap", "--json"], arguments].concat())
+    }
+
+    /// Starts a command that says with a line of JSON that it serves, and waits for that.
+    ///
+    /// # Errors
+    /// As [`Peer::up`].
+    pub fn serve(&mut self, arguments: &[&str]) -> Result<&Ready> {
         ensure!(self.daemon.is_none(), "{} is already up", self.name);
-        let mut command =
-            self.command(&["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"])?;
+        let mut command = self.command(arguments)?;
         let output = self.scratch("up.out");
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log_path())?;
         let mut child = command
-            .args(arguments)
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(File::create(&output)?)

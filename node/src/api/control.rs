@@ -16,8 +16,8 @@ use hyperfabric_protocol::{NodeId, TransferId};
 use super::error::ApiError;
 use super::events::FeedItem;
 use super::model::{
-    Invitation, InviteRequest, Member, NodeRecord, PeerRecord, PingReport, Registered, Revoked, Status,
-    Transfer,
+    Admission, AdmitRequest, Invitation, InviteRequest, Member, NodeRecord, PeerRecord, PingReport,
+    Registered, Revoked, Status, Transfer,
 };
 
 /// What an operation answers, some time later.
@@ -65,6 +65,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Makes a ticket.
     fn invite(&self, request: InviteRequest) -> Answer<'_, Invitation>;
+
+    /// Makes a certificate for a peer whose key is known.
+    fn admit(&self, request: AdmitRequest) -> Answer<'_, Admission>;
 
     /// Returns the members of the mesh as far as this peer knows them.
     fn members(&self) -> Answer<'_, Vec<Member>>;

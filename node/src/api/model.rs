@@ -361,6 +361,27 @@ pub struct Invitation {
     pub uses: u32,
 }
 
+/// A peer to admit by its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdmitRequest {
+    /// The peer's key.
+    pub peer_id: PeerId,
+    /// The name that it gets.
+    pub name: NodeId,
+}
+
+/// A peer's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// The name that it grants.
+    pub name: NodeId,
+    /// Whom it is for.
+    pub peer_id: PeerId,
+    /// What `hyperfabric join` takes at that peer; of no use to anybody else.
+    pub certificate: String,
+}
+
 /// A member of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {

@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 use super::control::{Ping, SendRequest, SendSource};
 use super::error::{ApiError, ErrorCode};
 use super::model::{
-    Accepted, Done, HTTP_WAIT_MS_MAX, INVITE_SECONDS_MAX, INVITE_USES_MAX, Invitation, InviteRequest, Member,
-    NodeRecord, PING_COUNT_MAX, PING_SIZE_BYTES_MAX, PING_TIMEOUT_MS_MAX, PeerRecord, PingReport,
-    PingRequest, Registered, RevokeRequest, Revoked, SendOrder, Status, Transfer,
+    Accepted, Admission, Done, HTTP_WAIT_MS_MAX, INVITE_SECONDS_MAX, INVITE_USES_MAX, Invitation,
+    InviteRequest, Member, NodeRecord, PING_COUNT_MAX, PING_SIZE_BYTES_MAX, PING_TIMEOUT_MS_MAX, PeerRecord,
+    PingReport, PingRequest, Registered, RevokeRequest, Revoked, SendOrder, Status, Transfer,
 };
 use super::{Api, events, openapi, source, upload};
 
@@ -188,6 +188,13 @@ pub(super) const ROUTES: &[Route] = &[
         Content::Json("Invitation"),
         "Make a ticket",
         || post(invite),
+    ),
+    Route::post(
+        "/v1/fabric/admit",
+        Content::Json("AdmitRequest"),
+        Content::Json("Admission"),
+        "Make a certificate for a peer whose key is known",
+        || post(admit),
     ),
     Route::get(
         "/v1/fabric/members",
@@ -381,6 +388,10 @@ async fn invite(State(api): App, request: Request) -> Answer<Invitation> {
     within("expires_seconds", invite.expires_seconds, 1, INVITE_SECONDS_MAX)?;
     within("uses", u64::from(invite.uses), 1, u64::from(INVITE_USES_MAX))?;
     Ok(Json(api.control.invite(invite).await?))
+}
+
+async fn admit(State(api): App, request: Request) -> Answer<Admission> {
+    Ok(Json(api.control.admit(json(request).await?).await?))
 }
 
 async fn members(State(api): App) -> Answer<Vec<Member>> {

@@ -221,6 +221,18 @@ const SHAPES: &[(&str, &[&[Field]])] = &[
             ("uses", Always, Integer),
         ]],
     ),
+    (
+        "AdmitRequest",
+        &[&[("peer_id", Always, Text), ("name", Always, Text)]],
+    ),
+    (
+        "Admission",
+        &[&[
+            ("name", Always, Text),
+            ("peer_id", Always, Text),
+            ("certificate", Always, Text),
+        ]],
+    ),
     ("Member", &[MEMBER]),
     ("RevokeRequest", &[&[("name", Always, Text)]]),
     (

@@ -132,9 +132,9 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Where to be reachable by UDP; port 0 takes a free one and keeps it over restarts
+    /// Where to be reachable by UDP, this time; the port is kept for later starts that name none
     #[arg(long, value_name = "ADDR:PORT")]
-    pub(crate) listen: Vec<std::net::SocketAddr>,
+    pub(crate) listen: Option<std::net::SocketAddr>,
     /// A peer to meet first, with its peer id
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) bootstrap: Vec<hyperfabric_protocol::Address>,

@@ -201,7 +201,7 @@ impl Stage {
             node_name: NodeId::new(FIRST).ok(),
             ..FabricConfig::default()
         };
-        config.listen = vec![LISTEN.parse().expect("a constant address")];
+        config.listen = LISTEN.parse().expect("a constant address");
         save_fabric_config(&config, &data_dir.config())?;
         peers.run(FIRST, &["mesh", "create", "demo"])?;
         let mut tickets = Vec::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyperfabric_mesh::clock::{Clock, SystemClock};
 use hyperfabric_mesh::state::{StateError, StateFolder};
-use hyperfabric_node::api::model::{Invitation, InviteRequest};
+use hyperfabric_node::api::model::{Admission, AdmitRequest, Invitation, InviteRequest};
 use hyperfabric_node::api::{ApiError, ErrorCode};
 use hyperfabric_node::config::FabricConfig;
 use hyperfabric_node::daemon::DaemonError;
@@ -14,7 +14,7 @@ use hyperfabric_node::paths::PathError;
 use hyperfabric_protocol::admission::AdmitError;
 use serde_json::json;
 
-use super::args::{Admit, Create};
+use super::args::Create;
 use super::{Context, Failure};
 
 /// Puts what is wrong with a peer's folder into the words of the command line.
@@ -36,7 +36,7 @@ pub(crate) fn daemon_error(error: &DaemonError) -> ApiError {
     match error {
         DaemonError::State(error) => state_error(error),
         DaemonError::NoMesh | DaemonError::Membership(_) => ApiError::of(ErrorCode::Refused, error),
-        DaemonError::SeveralListen | DaemonError::Bootstrap(..) => ApiError::of(ErrorCode::Usage, error),
+        DaemonError::Bootstrap(..) => ApiError::of(ErrorCode::Usage, error),
         DaemonError::Path(PathError::Locked { .. }) => {
             ApiError::of(ErrorCode::Refused, error).hint("stop it first, or use another --data-dir")
         }
@@ -103,15 +103,13 @@ pub(crate) fn invite(context: &Context, request: &InviteRequest) -> Result<Invit
     })
 }
 
-pub(crate) fn admit(context: &Context, admit: &Admit) -> Result<(), Failure> {
-    let credential = offline::admit(&context.data_dir, admit.pubkey, admit.name.clone())
-        .map_err(|error| offline_error(&error))?;
-    let answer =
-        json!({ "name": admit.name, "peer_id": admit.pubkey, "certificate": credential.to_string() });
-    context.out.answer(&answer, |_| {
-        format!(
-            "A certificate for {}, called {}:\n{credential}\n",
-            admit.pubkey, admit.name
-        )
+pub(crate) fn admit(context: &Context, request: &AdmitRequest) -> Result<Admission, Failure> {
+    let AdmitRequest { peer_id, name } = request.clone();
+    let credential =
+        offline::admit(&context.data_dir, peer_id, name.clone()).map_err(|error| offline_error(&error))?;
+    Ok(Admission {
+        name,
+        peer_id,
+        certificate: credential.to_string(),
     })
 }

@@ -1,6 +1,6 @@
 //! `hyperfabric mesh`: who belongs to the mesh.
 
-use hyperfabric_node::api::model::{Invitation, InviteRequest, Member};
+use hyperfabric_node::api::model::{AdmitRequest, Invitation, InviteRequest, Member};
 use hyperfabric_node::client::ClientError;
 use serde_json::json;
 
@@ -12,7 +12,23 @@ use super::{Context, Failure};
 pub(crate) fn run(context: &Context, command: MeshCommand) -> Result<(), Failure> {
     match command {
         MeshCommand::Create(create) => super::local::create_mesh(context, &create),
-        MeshCommand::Admit(admit) => super::local::admit(context, &admit),
+        MeshCommand::Admit(admit) => {
+            let request = AdmitRequest {
+                peer_id: admit.pubkey,
+                name: admit.name,
+            };
+            let admission = match context.client() {
+                Ok(client) => client.admit(&request)?,
+                Err(ClientError::NotRunning { .. }) => super::local::admit(context, &request)?,
+                Err(error) => return Err(error.into()),
+            };
+            context.out.answer(&admission, |admission| {
+                format!(
+                    "A certificate for {}, called {}:\n{}\n",
+                    admission.peer_id, admission.name, admission.certificate
+                )
+            })
+        }
         MeshCommand::Invite(invite) => {
             let request = request(invite);
             let invitation = match context.client() {

@@ -28,8 +28,8 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, ApiError> {
 pub(crate) fn run(context: &Context, up: Up) -> Result<(), Failure> {
     let mut config =
         FabricConfig::of(&context.data_dir).map_err(|error| ApiError::of(ErrorCode::Usage, &error))?;
-    if !up.listen.is_empty() {
-        config.listen = up.listen;
+    if let Some(listen) = up.listen {
+        config.listen = listen;
     }
     config.bootstrap.extend(up.bootstrap);
     if let Some(api) = up.api {

@@ -52,11 +52,12 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "listen",
         help: "Where other peers reach this one; port 0 takes a free port and keeps it over restarts.",
-        allowed: "a list of ADDRESS:PORT with IP addresses, such as [\"0.0.0.0:0\"]",
-        get: |c| json!(c.listen),
+        allowed: "a list of one ADDRESS:PORT with an IP address, such as [\"0.0.0.0:0\"]; [::]:PORT is every interface and both IP versions",
+        get: |c| json!([c.listen]),
         set: |c, v| {
-            c.listen = list(v)?;
-            (!c.listen.is_empty()).then_some(())
+            let [listen] = list(v)?.try_into().ok()?;
+            c.listen = listen;
+            Some(())
         },
     },
     Key {

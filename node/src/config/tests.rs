@@ -37,7 +37,7 @@ fn what_is_saved_is_what_is_loaded() {
     let config = FabricConfig {
         node_name: Some(NodeId::new("rack-1/host").unwrap()),
         mesh: Some("# lab: 1".to_owned()),
-        listen: vec!["[::]:4001".parse().unwrap(), "10.0.0.1:0".parse().unwrap()],
+        listen: "[::]:4001".parse().unwrap(),
         bootstrap: vec![Address::new("/ip4/192.0.2.1/udp/4001/quic-v1").unwrap()],
         api_listen: "[::1]:7070".parse().unwrap(),
         transport: TransportConfig {
@@ -112,6 +112,7 @@ fn a_bad_value_is_named_with_its_key_and_what_is_allowed() {
         "mesh: \"two\\nlines\"",
         "mesh: 7",
         "listen: []",
+        "listen: [\"[::]:4001\", \"10.0.0.1:0\"]",
         "listen: localhost",
         "listen: [\"example.org:1\"]",
         "bootstrap: [\"192.0.2.1:4001\"]",

@@ -5,37 +5,30 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::BoxStream;
+use hyperfabric_mesh::DiscoveryStats;
 use hyperfabric_mesh::driver::Stopped;
-use hyperfabric_mesh::{Connection, DiscoveryStats, Side};
-use hyperfabric_protocol::admission::AdmitError;
-use hyperfabric_protocol::cert::MeshRoot;
 use hyperfabric_protocol::error::InvalidNodeError;
-use hyperfabric_protocol::fabric::{Event, RegisterError, RevokeError};
-use hyperfabric_protocol::flood::{Item, ItemKey, ItemKind};
+use hyperfabric_protocol::fabric::RegisterError;
 use hyperfabric_protocol::types::NodeSignature;
-use hyperfabric_protocol::{Address, Fabric, NodeId, PeerId, TransferId};
+use hyperfabric_protocol::{NodeId, TransferId};
 use tokio::sync::watch;
 
 use super::Node;
 use super::sending::{NewTransfer, StartError};
 use crate::api::control::{Answer, Control, Ping, SendRequest};
 use crate::api::model::{
-    Invitation, InviteRequest, Member, NodeRecord, PeerRecord, PingReport, Registered, Revoked, Status,
-    Transfer,
+    Admission, AdmitRequest, Invitation, InviteRequest, Member, NodeRecord, PeerRecord, PingReport,
+    Registered, Revoked, Status, Transfer,
 };
 use crate::api::{ApiError, ErrorCode, FeedItem};
+use crate::directory::{Directory, find_node, unavailable};
 use crate::hardware;
 use crate::storage::RelPath;
-
-/// How long a state change may take to be on disk.
-const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A peer, its name, where it can be dialled, and since when it is connected.
-type Known = (PeerId, Option<NodeId>, Option<Address>, Option<u64>);
 
 /// A node as the local API drives it.
 pub struct NodeControl {
     node: Node,
+    directory: Directory,
     name: NodeId,
     started: tokio::time::Instant,
     shutdown: watch::Sender<bool>,
@@ -53,6 +46,7 @@ impl NodeControl {
     #[must_use]
     pub fn new(node: Node, name: NodeId, shutdown: watch::Sender<bool>, warnings: Vec<String>) -> Self {
         Self {
+            directory: node.directory(),
             node,
             name,
             started: tokio::time::Instant::now(),
@@ -61,49 +55,8 @@ impl NodeControl {
         }
     }
 
-    async fn act<R: Send + 'static>(
-        &self,
-        act: impl FnOnce(&mut Fabric, hyperfabric_protocol::Now) -> R + Send + 'static,
-    ) -> Result<R, ApiError> {
-        self.node.handle().act(act).await.map_err(|Stopped| unavailable())
-    }
-
-    /// Waits until state changes are on disk.
-    async fn persisted(
-        &self,
-        events: tokio::sync::broadcast::Receiver<Event>,
-        job: u64,
-    ) -> Result<(), ApiError> {
-        let ok = Node::wait_for(events, PERSIST_TIMEOUT, move |event| match event {
-            Event::Persisted { id, ok } if id == job => Some(ok),
-            _ => None,
-        });
-        match ok.await {
-            Some(true) => Ok(()),
-            Some(false) | None => Err(ApiError::new(
-                ErrorCode::Failed,
-                "the state could not be written to the disk",
-            )
-            .hint("free space in the data folder and try again")),
-        }
-    }
-
     async fn try_status(&self) -> Result<Status, ApiError> {
-        let facts = self
-            .act(|fabric, _| {
-                let root = fabric.admission().root().cloned();
-                let nodes: usize = fabric.directory().records().map(|r| r.body.nodes.0.len()).sum();
-                let not_after = fabric.admission().own().map(|(_, m)| m.not_after.0);
-                (
-                    root,
-                    not_after,
-                    fabric.admission().admitter().is_some(),
-                    nodes as u64,
-                    fabric.connected().count() as u64,
-                )
-            })
-            .await?;
-        let (root, certificate_expires_unix_ms, admitter, nodes, peers) = facts;
+        let status = self.directory.status(self.name.clone(), self.started).await?;
         let inner = self.node.inner();
         let storage = Arc::clone(&inner.storage);
         let measured = inner
@@ -115,54 +68,12 @@ impl NodeControl {
             .await;
         let (inbox_bytes, inbox_free_bytes) = measured.ok().flatten().unwrap_or_default();
         Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            peer_id: self.node.peer_id(),
-            name: self.name.clone(),
-            open: root.as_ref().is_some_and(MeshRoot::is_open),
-            mesh: root.map(|r| r.name().to_owned()),
-            admitter,
-            certificate_expires_unix_ms,
-            listen: self.node.listen_addresses().unwrap_or_default(),
-            backend: "kernel".to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            nodes,
-            peers,
             transfers: inner.board.list().iter().filter(|t| !t.state.is_ended()).count() as u64,
             inbox_bytes,
             inbox_free_bytes,
             warnings: self.warnings.clone(),
+            ..status
         })
-    }
-
-    async fn try_nodes(&self) -> Result<Vec<NodeRecord>, ApiError> {
-        let local = self.node.peer_id();
-        self.act(move |fabric, _| {
-            let mut nodes = Vec::new();
-            for record in fabric.directory().records() {
-                let peer = record.member.peer;
-                let key = ItemKey {
-                    origin: peer,
-                    kind: ItemKind::Record,
-                    id: 0,
-                };
-                let item = fabric
-                    .flood()
-                    .get(&key)
-                    .and_then(|signed| Item::unverified(signed).ok());
-                for node in &record.body.nodes.0 {
-                    nodes.push(NodeRecord {
-                        signature: node.clone(),
-                        peer_id: peer,
-                        local: peer == local,
-                        reachable: peer == local || fabric.connection(&peer).is_some(),
-                        seen_unix_ms: item.as_ref().map_or(0, |item| item.issued.0),
-                    });
-                }
-            }
-            nodes.sort_by(|a, b| a.signature.node_id.cmp(&b.signature.node_id));
-            nodes
-        })
-        .await
     }
 
     async fn try_register(&self, node: NodeSignature) -> Result<Registered, ApiError> {
@@ -176,6 +87,7 @@ impl NodeControl {
             .hint("bandwidth_gbps is 1 to 1000; a quantum_qpu needs at least 10 us of coherence time"));
         }
         let created = self
+            .directory
             .act(move |fabric, now| {
                 let known = fabric.own_nodes().iter().any(|n| n.node_id == node.node_id);
                 fabric.register(now, node).map(|()| !known)
@@ -183,42 +95,6 @@ impl NodeControl {
             .await?
             .map_err(|error| register_error(&error))?;
         Ok(Registered { node_id, created })
-    }
-
-    async fn try_peers(&self) -> Result<Vec<PeerRecord>, ApiError> {
-        let local = self.node.peer_id();
-        let known = self
-            .act(move |fabric, now| {
-                let links: Vec<_> = fabric.neighbors().links().collect();
-                let listed = fabric.directory().records().filter(|r| r.member.peer != local);
-                let mut peers: Vec<Known> = listed
-                    .map(|r| {
-                        (
-                            r.member.peer,
-                            Some(r.member.name.clone()),
-                            r.body.addresses.first().cloned(),
-                            None,
-                        )
-                    })
-                    .collect();
-                for link in links {
-                    let since = now
-                        .wall
-                        .0
-                        .saturating_sub(now.mono.since(link.since).as_millis().try_into().unwrap_or(0));
-                    match peers.iter_mut().find(|(peer, ..)| *peer == link.peer) {
-                        Some(known) => known.3 = Some(since),
-                        None => peers.push((link.peer, None, link.address, Some(since))),
-                    }
-                }
-                peers
-            })
-            .await?;
-        let record = |(peer_id, name, address, since): Known| {
-            let connection = self.node.handle().connection(&peer_id);
-            peer_record(peer_id, name, address, since, connection.as_ref())
-        };
-        Ok(known.into_iter().map(record).collect())
     }
 
     async fn try_ping(&self, ping: Ping) -> Result<PingReport, ApiError> {
@@ -286,92 +162,9 @@ impl NodeControl {
         self.node.send(new).await.map_err(|error| start_error(&error))
     }
 
-    async fn try_invite(&self, request: InviteRequest) -> Result<Invitation, ApiError> {
-        let addresses = self.node.handle().reachable().unwrap_or_default();
-        let valid = Duration::from_secs(request.expires_seconds);
-        let (name, uses) = (request.name.clone(), request.uses);
-        let events = self.node.events();
-        let (ticket, job) = self
-            .act(move |fabric, now| fabric.invite(now, name, valid, uses, addresses))
-            .await?
-            .map_err(|error| admit_error(&error))?;
-        self.persisted(events, job).await?;
-        Ok(Invitation {
-            ticket: ticket.to_string(),
-            name: request.name,
-            expires_unix_ms: ticket.0.expires.0,
-            uses: request.uses,
-        })
-    }
-
-    async fn try_members(&self) -> Result<Vec<Member>, ApiError> {
-        let local = self.node.peer_id();
-        self.act(move |fabric, _| {
-            let connected = |peer: &PeerId| *peer == local || fabric.connection(peer).is_some();
-            let listed = fabric.directory().records().map(|record| Member {
-                name: record.member.name.clone(),
-                peer_id: record.member.peer,
-                serial: record.member.serial,
-                admitter: record
-                    .body
-                    .membership
-                    .delegation
-                    .as_ref()
-                    .is_some_and(|_| record.member.admitter == record.member.peer),
-                connected: connected(&record.member.peer),
-                revoked: false,
-                expires_unix_ms: record.member.not_after.0,
-            });
-            let mut members: Vec<Member> = listed.collect();
-            for grant in fabric.admission().grants() {
-                if !members.iter().any(|m| m.serial == grant.serial) {
-                    members.push(Member {
-                        name: grant.name.clone(),
-                        peer_id: grant.peer,
-                        serial: grant.serial,
-                        admitter: false,
-                        connected: connected(&grant.peer),
-                        revoked: false,
-                        expires_unix_ms: grant.not_after.0,
-                    });
-                }
-            }
-            members.extend(fabric.admission().revocations().map(|revocation| Member {
-                name: revocation.name.clone(),
-                peer_id: revocation.peer,
-                serial: revocation.serial,
-                admitter: false,
-                connected: false,
-                revoked: true,
-                expires_unix_ms: revocation.not_after.0,
-            }));
-            members.sort_by(|a, b| a.name.cmp(&b.name));
-            members
-        })
-        .await
-    }
-
-    async fn try_revoke(&self, name: NodeId) -> Result<Revoked, ApiError> {
-        let wanted = name.clone();
-        let member = self
-            .act(move |fabric, now| fabric.revoke(now, &wanted))
-            .await?
-            .map_err(|error| {
-                let code = match &error {
-                    RevokeError::NotAnAdmitter => ErrorCode::Refused,
-                    RevokeError::UnknownMember(_) => ErrorCode::NotFound,
-                    RevokeError::Own => ErrorCode::Usage,
-                };
-                ApiError::of(code, &error)
-            })?;
-        Ok(Revoked {
-            name,
-            serials: vec![member.serial],
-        })
-    }
-
     async fn try_metrics(&self) -> Result<String, ApiError> {
         let (records, items, connections) = self
+            .directory
             .act(|fabric, _| {
                 (
                     fabric.directory().len(),
@@ -440,42 +233,6 @@ impl NodeControl {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "a share of a million fits")]
-fn peer_record(
-    peer_id: PeerId,
-    name: Option<NodeId>,
-    address: Option<Address>,
-    since: Option<u64>,
-    connection: Option<&Connection>,
-) -> PeerRecord {
-    let stats = connection.map(Connection::stats);
-    PeerRecord {
-        peer_id,
-        name,
-        connected: connection.is_some(),
-        transport: connection.map(|_| "quic".to_owned()),
-        address: connection
-            .map(|c| c.remote_address().to_string())
-            .or_else(|| address.map(|a| a.to_string())),
-        dialled: connection.is_some_and(|c| c.side() == Side::Dialled),
-        connections: u32::from(connection.is_some()),
-        rtt_us: stats
-            .as_ref()
-            .map(|s| u64::try_from(s.rtt.as_micros()).unwrap_or(u64::MAX)),
-        loss_ppm: stats
-            .as_ref()
-            .map(|s| (s.lost_packets * 1_000_000 / s.sent_packets.max(1)) as u32),
-        mtu: stats.as_ref().map(|s| s.mtu),
-        sent_bytes: stats.as_ref().map_or(0, |s| s.sent_bytes),
-        received_bytes: stats.as_ref().map_or(0, |s| s.received_bytes),
-        connected_unix_ms: since.filter(|_| connection.is_some()),
-    }
-}
-
-fn unavailable() -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, "the daemon is shutting down")
-}
-
 fn register_error(error: &RegisterError) -> ApiError {
     match error {
         RegisterError::Duplicate(error) => {
@@ -486,17 +243,6 @@ fn register_error(error: &RegisterError) -> ApiError {
         }
         RegisterError::Invalid(error) => ApiError::of(ErrorCode::Usage, error).named("InvalidNodeError"),
         RegisterError::NotAMember => ApiError::of(ErrorCode::Refused, error),
-    }
-}
-
-pub(crate) fn admit_error(error: &AdmitError) -> ApiError {
-    match error {
-        AdmitError::NotAnAdmitter => ApiError::of(ErrorCode::Refused, error),
-        AdmitError::NameTaken { .. } => ApiError::of(ErrorCode::Conflict, error)
-            .named("DuplicateNodeError")
-            .hint("choose another name, or revoke its holder first"),
-        AdmitError::TooManyTickets => ApiError::of(ErrorCode::Busy, error),
-        AdmitError::Uses => ApiError::of(ErrorCode::Usage, error),
     }
 }
 
@@ -525,21 +271,11 @@ impl Control for NodeControl {
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeRecord>> {
-        self.try_nodes().boxed()
+        self.directory.nodes().boxed()
     }
 
     fn node(&self, id: NodeId) -> Answer<'_, NodeRecord> {
-        async move {
-            let nodes = self.try_nodes().await?;
-            nodes
-                .into_iter()
-                .find(|node| node.signature.node_id == id)
-                .ok_or_else(|| {
-                    let error = hyperfabric_protocol::error::NodeNotFoundError { node_id: id };
-                    ApiError::of(ErrorCode::NotFound, &error).named("NodeNotFoundError")
-                })
-        }
-        .boxed()
+        async move { find_node(self.directory.nodes().await?, id) }.boxed()
     }
 
     fn register(&self, node: NodeSignature) -> Answer<'_, Registered> {
@@ -547,7 +283,7 @@ impl Control for NodeControl {
     }
 
     fn peers(&self) -> Answer<'_, Vec<PeerRecord>> {
-        self.try_peers().boxed()
+        self.directory.peers().boxed()
     }
 
     fn ping(&self, ping: Ping) -> Answer<'_, PingReport> {
@@ -588,15 +324,19 @@ impl Control for NodeControl {
     }
 
     fn invite(&self, request: InviteRequest) -> Answer<'_, Invitation> {
-        self.try_invite(request).boxed()
+        self.directory.invite(request).boxed()
+    }
+
+    fn admit(&self, request: AdmitRequest) -> Answer<'_, Admission> {
+        self.directory.admit(request).boxed()
     }
 
     fn members(&self) -> Answer<'_, Vec<Member>> {
-        self.try_members().boxed()
+        self.directory.members().boxed()
     }
 
     fn revoke(&self, name: NodeId) -> Answer<'_, Revoked> {
-        self.try_revoke(name).boxed()
+        self.directory.revoke(name).boxed()
     }
 
     fn metrics(&self) -> Answer<'_, String> {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod bootstrap;
 mod contract;
 mod hostile;
 mod inbox;

@@ -246,6 +246,14 @@ impl Control for FakeControl {
         }))
     }
 
+    fn admit(&self, request: AdmitRequest) -> Answer<'_, Admission> {
+        now(Ok(Admission {
+            name: request.name,
+            peer_id: request.peer_id,
+            certificate: "hfc1-".to_owned(),
+        }))
+    }
+
     fn members(&self) -> Answer<'_, Vec<Member>> {
         now(Ok(vec![member()]))
     }

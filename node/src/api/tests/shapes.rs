@@ -107,6 +107,17 @@ fn every_shape_of_nodes_and_peers_is_described_as_it_is() {
             ..transfer(1, TransferState::Failed)
         },
     );
+    let admit = AdmitRequest {
+        peer_id: hyperfabric_protocol::PeerId([2; 32]),
+        name: id("b"),
+    };
+    check("AdmitRequest", admit);
+    let admission = Admission {
+        name: id("b"),
+        peer_id: hyperfabric_protocol::PeerId([2; 32]),
+        certificate: "c".to_owned(),
+    };
+    check("Admission", admission);
     let entry = SkippedEntry {
         path: "a/link".to_owned(),
         kind: SkippedKind::SymbolicLink,

@@ -70,7 +70,7 @@ impl Transfers {
         }
     }
 
-    /// Offers transfers until as many run as may.
+    /// Offers transfers until as many run as may, those to `peer` first.
     pub(super) fn pump(&mut self, now: Instant, peer: PeerId) {
         let running = self.peers.values().map(|entry| entry.running.len()).sum();
         let mut places = self.limit.saturating_sub(running);
