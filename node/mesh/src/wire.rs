@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 pub use impaired::{
-    Cut, HELD_BYTES_MAX, Impaired, ImpairedWire, Impairment, ImpairmentHandle, ImpairmentStats,
-    PARTITION_REMOTES_MAX, Partition,
+    Bursts, Cut, HELD_BYTES_MAX, Impaired, ImpairedWire, Impairment, ImpairmentHandle, ImpairmentStats,
+    JitterShape, LINKS_MAX, PARTITION_REMOTES_MAX, Partition, TooManyLinks,
 };
 pub use kernel::{BindError, KernelWire};
 pub(crate) use quinn_adapter::QuinnSocket;

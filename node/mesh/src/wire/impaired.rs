@@ -1,13 +1,14 @@
 //! A wire that behaves like a bad network: a decorator over any other [`Wire`], for simulations and for the API's network conditions.
 //!
-//! Latency, jitter, loss, rate, queue and MTU act on what this peer sends, so that each direction of a link is described at its own
-//! sender; a partition can also drop what arrives. The decisions are made by [`line::Line`], a state machine without a clock, from a seed:
-//! the same datagrams at the same times meet the same fate. One task per impaired wire moves due datagrams on; there is no thread. It does
-//! not model corruption or duplication.
+//! Latency, jitter, loss, reordering, duplication, corruption, rate, queue and MTU act on what this peer sends, so that each direction of a
+//! link is described at its own sender; a partition can also drop what arrives. One description holds for all remotes but those that have
+//! their own. The decisions are made by [`line::Line`], a state machine without a clock, from a seed: the same datagrams at the same times
+//! meet the same fate. One task per impaired wire moves due datagrams on; there is no thread.
 
 mod line;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
@@ -25,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::line::{Datagram, Fate, Line};
+use self::timer::Timer;
 use super::{Capabilities, Outgoing, Received, Wire, WriteReady};
 use crate::sync::lock;
 
@@ -34,15 +36,49 @@ pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most remotes that one partition can name.
 pub const PARTITION_REMOTES_MAX: usize = 1_024;
 
+/// The most remotes of an impaired wire that can have conditions of their own.
+pub const LINKS_MAX: usize = 4_096;
+
+/// How a delay varies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JitterShape {
+    /// Evenly, from nothing to the jitter.
+    #[default]
+    Uniform,
+    /// Normally about the latency, with the jitter as its standard deviation; never below nothing.
+    Normal,
+}
+
+/// Losses in bursts: the model of Gilbert and Elliott, a link that is now good, now bad, and changes between datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bursts {
+    /// How likely a good link is bad for the next datagram, in parts per million.
+    pub begin_ppm: u32,
+    /// How likely a bad link is good again for the next datagram, in parts per million.
+    pub end_ppm: u32,
+    /// The share of datagrams that a bad link loses, in parts per million. A good one has [`Impairment::loss_ppm`].
+    pub loss_ppm: u32,
+}
+
 /// The conditions of an impaired wire. The default impairs nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impairment {
     /// Added to every datagram sent.
     pub latency: Duration,
-    /// A further delay, drawn uniformly from zero to this; it reorders datagrams as real jitter does.
+    /// How much the delay varies; it reorders datagrams as real jitter does.
     pub jitter: Duration,
+    /// How it varies.
+    pub jitter_shape: JitterShape,
     /// The share of datagrams lost, in parts per million.
     pub loss_ppm: u32,
+    /// Losses in bursts besides.
+    pub bursts: Option<Bursts>,
+    /// The share of datagrams that skip the delay and overtake those before them, in parts per million.
+    pub reorder_ppm: u32,
+    /// The share of datagrams that arrive twice, in parts per million.
+    pub duplicate_ppm: u32,
+    /// The share of datagrams of which one bit is flipped, in parts per million.
+    pub corrupt_ppm: u32,
     /// How many bytes leave per second; none is unlimited.
     pub rate_bytes_per_s: Option<NonZeroU64>,
     /// How many bytes may wait for the rate before the newest are dropped.
@@ -57,11 +93,21 @@ impl Impairment {
     /// One second at 100 Mbit/s: deeper than most real queues, and bounded.
     pub const QUEUE_BYTES_DEFAULT: usize = 12_500_000;
 
+    fn normalized(self) -> Self {
+        Self {
+            partition: self.partition.normalized(),
+            ..self
+        }
+    }
+
     /// Whether a datagram that is sent now leaves unchanged and at once.
     fn passes_all(&self) -> bool {
         self.latency.is_zero()
             && self.jitter.is_zero()
             && self.loss_ppm == 0
+            && self.bursts.is_none()
+            && self.duplicate_ppm == 0
+            && self.corrupt_ppm == 0
             && self.rate_bytes_per_s.is_none()
             && self.mtu_max.is_none()
             && matches!(self.partition, Partition::None)
@@ -73,7 +119,12 @@ impl Default for Impairment {
         Self {
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
+            jitter_shape: JitterShape::Uniform,
             loss_ppm: 0,
+            bursts: None,
+            reorder_ppm: 0,
+            duplicate_ppm: 0,
+            corrupt_ppm: 0,
             rate_bytes_per_s: None,
             queue_bytes_max: Self::QUEUE_BYTES_DEFAULT,
             mtu_max: None,
@@ -161,7 +212,18 @@ pub struct ImpairmentStats {
     pub oversized: u64,
     /// Cut off by the partition, in either direction.
     pub partitioned: u64,
+    /// Sent without the delay.
+    pub reordered: u64,
+    /// Sent twice.
+    pub duplicated: u64,
+    /// Sent with a flipped bit.
+    pub corrupted: u64,
 }
+
+/// There is no room for the conditions of another remote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {LINKS_MAX} remotes have conditions of their own")]
+pub struct TooManyLinks;
 
 /// An impaired wire and the handle that changes its conditions.
 #[derive(Debug)]
@@ -177,16 +239,20 @@ pub struct Impaired {
 pub struct ImpairmentHandle(Arc<Mutex<Line>>);
 
 impl ImpairmentHandle {
-    /// Sets new conditions. Datagrams already under way keep the delay that they were given.
+    /// Sets new conditions for all remotes without their own. Datagrams already under way keep the delay that they were given.
     pub fn set(&self, impairment: Impairment) {
-        let impairment = Impairment {
-            partition: impairment.partition.normalized(),
-            ..impairment
-        };
-        lock(&self.0).set_impairment(impairment);
+        lock(&self.0).set_impairment(impairment.normalized());
     }
 
-    /// The conditions in force.
+    /// Sets the conditions of one remote, which then count instead of the general ones; `None` takes them away.
+    ///
+    /// # Errors
+    /// [`TooManyLinks`] beyond [`LINKS_MAX`].
+    pub fn set_link(&self, remote: SocketAddr, impairment: Option<Impairment>) -> Result<(), TooManyLinks> {
+        lock(&self.0).set_link(canonical(remote), impairment.map(Impairment::normalized))
+    }
+
+    /// The general conditions in force.
     pub fn current(&self) -> Impairment {
         lock(&self.0).impairment().clone()
     }
@@ -258,7 +324,7 @@ impl Wire for ImpairedWire {
     fn try_send(&self, batch: &Outgoing<'_>) -> io::Result<()> {
         let now = Instant::now();
         let mut line = lock(&self.0.line);
-        if line.passes_at_once() {
+        if line.passes_at_once(canonical(batch.destination)) {
             // A WouldBlock from below must reach the sender, who then waits on the poller of the wire below.
             self.0.inner.try_send(batch)?;
             line.stats.sent += batch.datagrams().count() as u64;
@@ -301,6 +367,7 @@ impl Wire for ImpairedWire {
 /// Passes due datagrams to the wire below, in order, until the impaired wire is dropped.
 async fn pump(shared: Arc<Shared>) {
     let mut write_ready = Arc::clone(&shared.inner).write_ready();
+    let mut timer = Timer::new();
     while !shared.dropped.load(Ordering::Acquire) {
         let due = lock(&shared.line).pop_due(Instant::now());
         if let Some(datagram) = due {
@@ -312,7 +379,7 @@ async fn pump(shared: Arc<Shared>) {
             Some(at) => {
                 // Both outcomes lead to the same look at the queue, so the branch order does not matter.
                 tokio::select! {
-                    () = tokio::time::sleep_until(at) => {}
+                    () = timer.until(at) => {}
                     () = shared.changed.notified() => {}
                 }
             }

@@ -12,11 +12,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::{Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats};
+use super::{
+    Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats, JitterShape, LINKS_MAX, TooManyLinks, canonical,
+};
 use crate::wire::{Ecn, Outgoing};
 
 /// One datagram under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Datagram {
     pub(super) destination: SocketAddr,
     pub(super) contents: Bytes,
@@ -46,91 +48,23 @@ pub(super) enum Fate {
     Partitioned,
 }
 
-/// See the module.
-#[derive(Debug)]
-pub(super) struct Line {
+/// The conditions of some remotes, and what they have led to so far.
+#[derive(Debug, Default)]
+struct Link {
     impairment: Impairment,
-    rng: ChaCha8Rng,
     /// When the serializer has sent all that was accepted so far.
     busy_until: Option<Instant>,
-    /// Keyed by due time, then by arrival, so that equal delays keep their order.
-    held: BTreeMap<(Instant, u64), Datagram>,
-    held_bytes: usize,
-    arrivals: u64,
-    pub(super) stats: ImpairmentStats,
+    /// Whether a link with bursts is in one.
+    bad: bool,
 }
 
-impl Line {
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            impairment: Impairment::default(),
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            busy_until: None,
-            held: BTreeMap::new(),
-            held_bytes: 0,
-            arrivals: 0,
-            stats: ImpairmentStats::default(),
-        }
-    }
-
-    pub(super) fn impairment(&self) -> &Impairment {
-        &self.impairment
-    }
-
-    pub(super) fn set_impairment(&mut self, impairment: Impairment) {
+impl Link {
+    fn set(&mut self, impairment: Impairment) {
         if impairment.rate_bytes_per_s != self.impairment.rate_bytes_per_s {
             // A backlog at the old rate says nothing about the new one.
             self.busy_until = None;
         }
         self.impairment = impairment;
-    }
-
-    /// Nothing to do to a datagram, and none under way that it would overtake.
-    pub(super) fn passes_at_once(&self) -> bool {
-        self.held.is_empty() && self.impairment.passes_all()
-    }
-
-    pub(super) fn drops_incoming(&mut self, remote: SocketAddr) -> bool {
-        let cut = self.impairment.partition.cuts(remote, Cut::incoming);
-        self.stats.partitioned += u64::from(cut);
-        cut
-    }
-
-    pub(super) fn push(&mut self, now: Instant, datagram: Datagram) -> Fate {
-        let fate = self.decide(now, datagram);
-        match fate {
-            Fate::Held => {}
-            Fate::Lost => self.stats.lost += 1,
-            Fate::Overflowed => self.stats.overflowed += 1,
-            Fate::Oversized => self.stats.oversized += 1,
-            Fate::Partitioned => self.stats.partitioned += 1,
-        }
-        fate
-    }
-
-    fn decide(&mut self, now: Instant, datagram: Datagram) -> Fate {
-        let bytes = datagram.contents.len();
-        let impairment = &self.impairment;
-        if impairment.partition.cuts(datagram.destination, Cut::outgoing) {
-            return Fate::Partitioned;
-        }
-        if impairment.mtu_max.is_some_and(|mtu| bytes > usize::from(mtu)) {
-            return Fate::Oversized;
-        }
-        let Some(departure) = self.serialize(now, bytes) else {
-            return Fate::Overflowed;
-        };
-        if self.draw_ppm() < self.impairment.loss_ppm {
-            return Fate::Lost;
-        }
-        if self.held_bytes + bytes > HELD_BYTES_MAX {
-            return Fate::Overflowed;
-        }
-        let due = departure + self.impairment.latency + self.draw_jitter();
-        self.held.insert((due, self.arrivals), datagram);
-        self.held_bytes += bytes;
-        self.arrivals += 1;
-        Fate::Held
     }
 
     /// When the last bit leaves the serializer; none when its queue is full.
@@ -149,21 +83,186 @@ impl Line {
         Some(departure)
     }
 
-    fn draw_ppm(&mut self) -> u32 {
-        if self.impairment.loss_ppm == 0 {
-            return u32::MAX;
+    fn loses(&mut self, chance: &mut Chance) -> bool {
+        let mut loss = self.impairment.loss_ppm;
+        if let Some(bursts) = self.impairment.bursts {
+            let change = if self.bad {
+                bursts.end_ppm
+            } else {
+                bursts.begin_ppm
+            };
+            self.bad ^= chance.of_ppm(change);
+            if self.bad {
+                loss = bursts.loss_ppm;
+            }
         }
-        // Multiply and shift: uniform to within 1 in 4,000.
-        ((u64::from(self.rng.next_u32()) * 1_000_000) >> 32) as u32
+        chance.of_ppm(loss)
     }
 
-    fn draw_jitter(&mut self) -> Duration {
-        let jitter = self.impairment.jitter.as_nanos();
-        if jitter == 0 {
-            return Duration::ZERO;
+    fn delay(&self, chance: &mut Chance) -> Duration {
+        let Impairment {
+            latency,
+            jitter,
+            jitter_shape,
+            ..
+        } = self.impairment;
+        if jitter.is_zero() {
+            return latency;
         }
-        let drawn = (jitter * u128::from(self.rng.next_u32())) >> 32;
-        Duration::from_nanos(u64::try_from(drawn).unwrap_or(u64::MAX))
+        match jitter_shape {
+            JitterShape::Uniform => latency + jitter.mul_f64(chance.fraction()),
+            JitterShape::Normal => {
+                let seconds = latency.as_secs_f64() + jitter.as_secs_f64() * chance.normal();
+                Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
+            }
+        }
+    }
+}
+
+/// The random choices of a line.
+#[derive(Debug)]
+struct Chance(ChaCha8Rng);
+
+impl Chance {
+    /// Whether something that happens with a likelihood of so many parts per million happens; what never does draws nothing.
+    fn of_ppm(&mut self, ppm: u32) -> bool {
+        // Multiply and shift: uniform to within 1 in 4,000.
+        ppm > 0 && ((u64::from(self.0.next_u32()) * 1_000_000) >> 32) < u64::from(ppm)
+    }
+
+    /// From 0 to 1, without 1.
+    fn fraction(&mut self) -> f64 {
+        f64::from(self.0.next_u32()) / (f64::from(u32::MAX) + 1.0)
+    }
+
+    /// With a mean of 0 and a deviation of 1, by the transform of Box and Muller.
+    fn normal(&mut self) -> f64 {
+        let (radius, angle) = (1.0 - self.fraction(), self.fraction());
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    }
+
+    /// One of `count`, which is not 0.
+    fn below(&mut self, count: usize) -> usize {
+        ((count as u64 * u64::from(self.0.next_u32())) >> 32) as usize
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Line {
+    general: Link,
+    /// Remotes with conditions of their own, at most [`LINKS_MAX`].
+    links: BTreeMap<SocketAddr, Link>,
+    chance: Chance,
+    /// Keyed by due time, then by arrival, so that equal delays keep their order.
+    held: BTreeMap<(Instant, u64), Datagram>,
+    held_bytes: usize,
+    arrivals: u64,
+    pub(super) stats: ImpairmentStats,
+}
+
+impl Line {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            general: Link::default(),
+            links: BTreeMap::new(),
+            chance: Chance(ChaCha8Rng::seed_from_u64(seed)),
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            arrivals: 0,
+            stats: ImpairmentStats::default(),
+        }
+    }
+
+    pub(super) fn impairment(&self) -> &Impairment {
+        &self.general.impairment
+    }
+
+    pub(super) fn set_impairment(&mut self, impairment: Impairment) {
+        self.general.set(impairment);
+    }
+
+    pub(super) fn set_link(
+        &mut self,
+        remote: SocketAddr,
+        impairment: Option<Impairment>,
+    ) -> Result<(), TooManyLinks> {
+        let Some(impairment) = impairment else {
+            self.links.remove(&remote);
+            return Ok(());
+        };
+        if self.links.len() == LINKS_MAX && !self.links.contains_key(&remote) {
+            return Err(TooManyLinks);
+        }
+        self.links.entry(remote).or_default().set(impairment);
+        Ok(())
+    }
+
+    /// Nothing to do to a datagram, and none under way that it would overtake. The address is canonical.
+    pub(super) fn passes_at_once(&self, remote: SocketAddr) -> bool {
+        let link = self.links.get(&remote).unwrap_or(&self.general);
+        self.held.is_empty() && link.impairment.passes_all()
+    }
+
+    pub(super) fn drops_incoming(&mut self, remote: SocketAddr) -> bool {
+        let link = self.links.get(&canonical(remote)).unwrap_or(&self.general);
+        let cut = link.impairment.partition.cuts(remote, Cut::incoming);
+        self.stats.partitioned += u64::from(cut);
+        cut
+    }
+
+    pub(super) fn push(&mut self, now: Instant, datagram: Datagram) -> Fate {
+        let fate = self.decide(now, datagram);
+        match fate {
+            Fate::Held => {}
+            Fate::Lost => self.stats.lost += 1,
+            Fate::Overflowed => self.stats.overflowed += 1,
+            Fate::Oversized => self.stats.oversized += 1,
+            Fate::Partitioned => self.stats.partitioned += 1,
+        }
+        fate
+    }
+
+    fn decide(&mut self, now: Instant, mut datagram: Datagram) -> Fate {
+        let bytes = datagram.contents.len();
+        let remote = canonical(datagram.destination);
+        let link = self.links.get_mut(&remote).unwrap_or(&mut self.general);
+        let impairment = &link.impairment;
+        if impairment.partition.cuts(remote, Cut::outgoing) {
+            return Fate::Partitioned;
+        }
+        if impairment.mtu_max.is_some_and(|mtu| bytes > usize::from(mtu)) {
+            return Fate::Oversized;
+        }
+        let Some(departure) = link.serialize(now, bytes) else {
+            return Fate::Overflowed;
+        };
+        let chance = &mut self.chance;
+        if link.loses(chance) {
+            return Fate::Lost;
+        }
+        let copies = 1 + usize::from(chance.of_ppm(link.impairment.duplicate_ppm));
+        if self.held_bytes + copies * bytes > HELD_BYTES_MAX {
+            return Fate::Overflowed;
+        }
+        if chance.of_ppm(link.impairment.corrupt_ppm) && bytes > 0 {
+            datagram.contents = flip_a_bit(&datagram.contents, chance);
+            self.stats.corrupted += 1;
+        }
+        self.stats.duplicated += copies as u64 - 1;
+        for _ in 0..copies {
+            let delay = if chance.of_ppm(link.impairment.reorder_ppm) {
+                self.stats.reordered += 1;
+                Duration::ZERO
+            } else {
+                link.delay(chance)
+            };
+            self.held
+                .insert((departure + delay, self.arrivals), datagram.clone());
+            self.held_bytes += bytes;
+            self.arrivals += 1;
+        }
+        Fate::Held
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -179,6 +278,13 @@ impl Line {
         self.held_bytes -= datagram.contents.len();
         Some(datagram)
     }
+}
+
+fn flip_a_bit(contents: &[u8], chance: &mut Chance) -> Bytes {
+    let mut flipped = contents.to_vec();
+    let bit = chance.below(8 * flipped.len());
+    flipped[bit / 8] ^= 1 << (bit % 8);
+    flipped.into()
 }
 
 const NANOS_PER_S: u128 = 1_000_000_000;

@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 
 use super::*;
+use crate::wire::impaired::{Bursts, Partition};
 
 fn line(impairment: Impairment) -> (Line, Instant) {
     let mut line = Line::new(7);
@@ -132,4 +133,158 @@ fn what_is_held_is_bounded_whatever_the_latency() {
         line.push(now, datagram(65_000, 0));
     }
     assert_eq!(line.stats.overflowed, 1);
+}
+
+#[test]
+fn a_normal_jitter_has_its_deviation_and_is_never_early_by_more_than_the_latency() {
+    let (mut line, now) = line(Impairment {
+        latency: Duration::from_millis(50),
+        jitter: Duration::from_millis(10),
+        jitter_shape: JitterShape::Normal,
+        ..Impairment::default()
+    });
+    for _ in 0..20_000 {
+        line.push(now, datagram(1, 0));
+    }
+    let delays: Vec<f64> = drain(&mut line)
+        .iter()
+        .map(|(at, _)| (*at - now).as_secs_f64() * 1e3)
+        .collect();
+    let mean = delays.iter().sum::<f64>() / 20_000.0;
+    let variance = delays.iter().map(|delay| (delay - mean).powi(2)).sum::<f64>() / 20_000.0;
+    assert!((49.7..50.3).contains(&mean), "{mean}");
+    assert!((9.5..10.5).contains(&variance.sqrt()), "{}", variance.sqrt());
+
+    line.set_impairment(Impairment {
+        latency: Duration::from_millis(1),
+        jitter: Duration::from_millis(10),
+        jitter_shape: JitterShape::Normal,
+        ..Impairment::default()
+    });
+    for _ in 0..100 {
+        line.push(now, datagram(1, 0));
+    }
+    assert!(drain(&mut line).iter().all(|(at, _)| *at >= now));
+}
+
+#[test]
+fn a_link_with_bursts_loses_its_share_in_runs() {
+    let (mut line, now) = line(Impairment {
+        bursts: Some(Bursts {
+            begin_ppm: 10_000,
+            end_ppm: 200_000,
+            loss_ppm: 1_000_000,
+        }),
+        ..Impairment::default()
+    });
+    let lost: Vec<bool> = (0..1_000_000)
+        .map(|_| {
+            let fate = line.push(now, datagram(1, 0));
+            drain(&mut line);
+            fate == Fate::Lost
+        })
+        .collect();
+    // One datagram in 1 + 20 is sent while the link is bad, five of them in a row.
+    let share = line.stats.lost as f64 / 1e6;
+    assert!((0.0452..0.0500).contains(&share), "{share}");
+    let runs = lost.windows(2).filter(|pair| !pair[0] && pair[1]).count();
+    let length = line.stats.lost as f64 / runs as f64;
+    assert!((4.75..5.25).contains(&length), "{length}");
+}
+
+#[test]
+fn a_million_datagrams_have_the_latency_the_loss_and_the_rate_that_were_asked_for() {
+    let rate = 12_500_000;
+    let (mut line, start) = line(Impairment {
+        latency: Duration::from_millis(20),
+        jitter: Duration::from_millis(2),
+        loss_ppm: 10_000,
+        rate_bytes_per_s: NonZeroU64::new(rate),
+        ..Impairment::default()
+    });
+    let (mut delivered, mut waited, mut last) = (0u64, Duration::ZERO, start);
+    for sent in 0..1_000_000u64 {
+        // Offered at just the rate, so that the queue adds nothing to the latency.
+        let now = start + Duration::from_nanos(sent * 100 * 1_000_000_000 / rate);
+        line.push(now, datagram(100, 0));
+        while let Some(datagram) = line.pop_due(now) {
+            delivered += datagram.contents.len() as u64;
+            last = now;
+        }
+        if let Some(due) = line.held.last_key_value() {
+            waited += due.0.0 - now;
+        }
+    }
+    let loss = line.stats.lost as f64 / 1e6;
+    assert!((0.0095..0.0105).contains(&loss), "{loss}");
+    let got = delivered as f64 / (last - start).as_secs_f64() / rate as f64;
+    assert!((0.95..=1.0).contains(&got), "{got}");
+    let latency = waited.as_secs_f64() / 1e6;
+    assert!((0.020..0.0225).contains(&latency), "{latency}");
+}
+
+#[test]
+fn datagrams_are_reordered_doubled_and_damaged_as_often_as_asked() {
+    let (mut line, now) = line(Impairment {
+        latency: Duration::from_millis(10),
+        reorder_ppm: 100_000,
+        duplicate_ppm: 100_000,
+        corrupt_ppm: 100_000,
+        ..Impairment::default()
+    });
+    for _ in 0..10_000 {
+        line.push(now, datagram(8, 0));
+    }
+    let stats = line.stats;
+    let out = drain(&mut line);
+    // Ten thousand draws at 10 %: the standard deviation is 30.
+    let expected = 850..=1_150;
+    assert!(expected.contains(&stats.duplicated), "{stats:?}");
+    assert!(expected.contains(&stats.corrupted), "{stats:?}");
+    assert!((900..=1_300).contains(&stats.reordered), "{stats:?}");
+    assert_eq!(out.len() as u64, 10_000 + stats.duplicated);
+    assert_eq!(
+        out.iter().filter(|(at, _)| *at == now).count() as u64,
+        stats.reordered
+    );
+    let flipped = |bytes: &Bytes| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
+    assert!(out.iter().all(|(_, bytes)| flipped(bytes) <= 1));
+    assert!(out.iter().filter(|(_, bytes)| flipped(bytes) == 1).count() as u64 >= stats.corrupted);
+    assert_eq!(line.held_bytes, 0);
+}
+
+#[test]
+fn a_remote_may_have_conditions_of_its_own() {
+    let (mut line, now) = line(Impairment {
+        latency: Duration::from_millis(10),
+        ..Impairment::default()
+    });
+    let other: SocketAddr = "192.0.2.2:4001".parse().unwrap();
+    let far = Impairment {
+        latency: Duration::from_millis(100),
+        partition: Partition::All(Cut::Incoming),
+        ..Impairment::default()
+    };
+    line.set_link(other, Some(far)).unwrap();
+    for destination in [other, "192.0.2.1:4001".parse().unwrap()] {
+        let datagram = Datagram {
+            destination,
+            ..datagram(1, 0)
+        };
+        assert_eq!(line.push(now, datagram), Fate::Held);
+    }
+    let delays: Vec<Duration> = drain(&mut line).iter().map(|(at, _)| *at - now).collect();
+    assert_eq!(delays, [Duration::from_millis(10), Duration::from_millis(100)]);
+    assert!(line.drops_incoming("[::ffff:192.0.2.2]:4001".parse().unwrap()));
+    assert!(!line.drops_incoming("192.0.2.1:4001".parse().unwrap()));
+    line.set_link(other, None).unwrap();
+    assert!(!line.drops_incoming(other));
+    for port in 0..LINKS_MAX {
+        let remote = SocketAddr::from(([192, 0, 2, 3], u16::try_from(port).unwrap()));
+        line.set_link(remote, Some(Impairment::default())).unwrap();
+    }
+    assert_eq!(
+        line.set_link(other, Some(Impairment::default())),
+        Err(TooManyLinks)
+    );
 }
