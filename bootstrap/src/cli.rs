@@ -15,6 +15,8 @@ use hyperfabric_mesh::clock::SystemClock;
 use hyperfabric_mesh::workers::WorkerPool;
 use hyperfabric_protocol::NodeId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::{Bootstrap, BootstrapConfig, CONNECTIONS_MAX_DEFAULT, Contact, OpenMesh, StartError};
 
@@ -126,6 +128,24 @@ impl Cli {
         };
         run(&data_dir, self.json, self.args)
     }
+}
+
+/// Makes the filter of a process's log: what `$HYPERFABRIC_LOG` says, else `$RUST_LOG`, else `default`.
+///
+/// libp2p reports its own housekeeping as warnings, such as that a mesh of two peers is small. It stays silent below
+/// errors unless it is named, as in `info,libp2p=info`.
+///
+/// # Errors
+/// When it is no filter.
+pub fn log_filter(default: &str) -> Result<EnvFilter, ParseError> {
+    let from = |variable: &str| std::env::var(variable).ok();
+    let chosen = from("HYPERFABRIC_LOG").or_else(|| from("RUST_LOG"));
+    filter(chosen.as_deref().unwrap_or(default))
+}
+
+fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    // Of two directives for one target the later one counts.
+    EnvFilter::try_new(format!("libp2p=error,{text}"))
 }
 
 /// Runs a bootstrap peer until SIGTERM or SIGINT, on the calling thread.

@@ -5,24 +5,29 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use hyperfabric_bootstrap::cli::Cli;
-use tracing_subscriber::EnvFilter;
+use hyperfabric_bootstrap::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = match Cli::try_parse() {
+        Ok(command) => command,
         Err(error) => {
             // Help is no error, and a closed pipe is no reason to complain; clap knows the exit code.
             drop(error.print());
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = match cli::log_filter("info") {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: the filter in $HYPERFABRIC_LOG or $RUST_LOG is wrong: {error}");
+            return ExitCode::from(2);
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    match cli.run() {
+    match command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", chain(&error));

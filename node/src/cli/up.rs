@@ -7,7 +7,6 @@ use hyperfabric_node::config::FabricConfig;
 use hyperfabric_node::daemon::Daemon;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::args::Up;
 use super::local::daemon_error;
@@ -41,9 +40,9 @@ pub(crate) fn run(context: &Context, up: Up) -> Result<(), Failure> {
 
 /// Sends the log to standard error.
 pub(crate) fn start_log(filter: &str) -> Result<(), ApiError> {
-    let from_environment = std::env::var("HYPERFABRIC_LOG").ok();
-    let filter = EnvFilter::try_new(from_environment.as_deref().unwrap_or(filter)).map_err(|error| {
-        ApiError::of(ErrorCode::Usage, &error).hint("the filter comes from `log` or $HYPERFABRIC_LOG")
+    let filter = hyperfabric_bootstrap::cli::log_filter(filter).map_err(|error| {
+        ApiError::of(ErrorCode::Usage, &error)
+            .hint("the filter comes from $HYPERFABRIC_LOG, $RUST_LOG or `log`, whichever is there first")
     })?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use hyperfabric_tests::peer::is_private;
-use hyperfabric_tests::{Exit, Mesh, Peer};
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, Peer};
 
 #[test]
 fn wrong_usage_exits_2_and_help_exits_0() -> Result<()> {
@@ -152,4 +152,36 @@ fn completions_are_printed_for_every_shell() -> Result<()> {
         ensure!(script.contains("hyperfabric"), "{shell}");
     }
     Ok(())
+}
+
+#[test]
+fn a_daemon_keeps_its_state_private_and_its_log_to_what_concerns_its_owner() -> Result<()> {
+    let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = mesh.by_name();
+    let folder = Folder::new()?;
+    let path = folder.random("f", Content { bytes: 1000, seed: 1 })?;
+    crate::support::send(alpha, &path, "beta")?;
+    for peer in [alpha, beta] {
+        for entry in std::fs::read_dir(peer.data_dir())? {
+            let path = entry?.path();
+            ensure!(
+                path.is_dir() || is_private(&path)?,
+                "{} is not private",
+                path.display()
+            );
+        }
+        let log = peer.log();
+        ensure!(log.contains(" INFO "), "nothing is logged:\n{log}");
+        ensure!(!log.contains("libp2p"), "{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_libp2p_does_is_logged_when_it_is_named() -> Result<()> {
+    let mut peer = Peer::init("alpha")?;
+    peer.run(&["mesh", "create", "lab"])?.expect(Exit::Done)?;
+    peer.configure("log: \"info,libp2p=info\"\n")?;
+    peer.up()?;
+    peer.logs(" INFO libp2p")
 }

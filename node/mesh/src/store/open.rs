@@ -1,16 +1,21 @@
 //! Finding out what a store's file is before it is used: ours, someone else's, or damaged.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase};
 
 use super::{META, SCHEMA_KEY, SCHEMA_VERSION, StoreError, TableHandle, builder};
 
 /// Names that are tried for a damaged file, should there be several within one second.
 const ASIDE_NAMES_MAX: u32 = 1_000;
+
+/// Readable by its owner only, as every other file of the peer's state.
+const FILE_MODE: u32 = 0o600;
 
 /// What came out of looking at a file.
 enum Found {
@@ -26,6 +31,8 @@ pub(super) fn prepare(path: &Path, unix_now: u64) -> Result<Option<PathBuf>, Sto
     };
     let mut moved_aside = None;
     if path.try_exists().map_err(as_open)? {
+        // Tickets, addresses and the names of files are nobody else's business, whatever the umask was.
+        std::fs::set_permissions(path, Permissions::from_mode(FILE_MODE)).map_err(as_open)?;
         match look(path)? {
             Found::Usable => return Ok(None),
             Found::Damaged => moved_aside = Some(move_aside(path, unix_now).map_err(as_open)?),
@@ -99,8 +106,15 @@ fn create(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(as_open(error)),
         _ => {}
     }
-    let database = builder()
-        .create(&fresh)
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(&fresh)
+        .map_err(as_open)?;
+    let database = FileBackend::new(file)
+        .and_then(|file| builder().create_with_backend(file))
         .map_err(|error| blame(error.into(), path))?;
     check_schema(&database)?;
     drop(database);
