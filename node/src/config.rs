@@ -14,6 +14,7 @@ use hyperfabric_protocol::{Address, NodeId};
 use serde_json::{Map, Value};
 
 use crate::paths::{self, DataDir, PathError};
+use crate::transfer::inbox::ABANDONED_AFTER_DEFAULT;
 
 /// The smallest datagram that QUIC allows (RFC 9000, section 14).
 pub const MTU_MIN: u16 = 1_200;
@@ -70,6 +71,8 @@ pub struct InboxConfig {
     pub quota_bytes: Option<u64>,
     /// What must stay free on the inbox's file system, in bytes.
     pub min_free_bytes: u64,
+    /// After how long without a byte a transfer whose sender is away is given up, in seconds.
+    pub abandoned_after_seconds: u64,
 }
 
 /// Whose files are taken.
@@ -124,6 +127,7 @@ impl Default for FabricConfig {
                 accept: Accept::All,
                 quota_bytes: None,
                 min_free_bytes: 64 << 20,
+                abandoned_after_seconds: ABANDONED_AFTER_DEFAULT.as_secs(),
             },
             send_roots: Vec::new(),
             limits: Limits {

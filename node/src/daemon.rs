@@ -166,6 +166,7 @@ fn inbox_policy(config: &FabricConfig) -> InboxPolicy {
         accept: config.inbox.accept.clone(),
         quota_bytes: config.inbox.quota_bytes,
         min_free_bytes: config.inbox.min_free_bytes,
+        abandoned_after: Duration::from_secs(config.inbox.abandoned_after_seconds),
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Node::start`] takes everything that it depends on (runtime, workers, clock, store, storage, wire), so that a
 //! thousand nodes live in one process and tests decide what breaks. The node itself adds no thread.
 
+mod abandoned;
 mod board;
 mod control;
 mod host;
@@ -219,11 +220,17 @@ impl Node {
         };
         // A loop that has ended already says so at the next operation.
         let _ = handle.act(learn).await;
-        environment
-            .runtime
-            .spawn(keep_address_book(Arc::downgrade(&node.0)));
+        let after = config.inbox.abandoned_after;
+        node.start_housekeeping(&environment.runtime, after);
         node.resume_all().await;
         Ok(node)
+    }
+
+    /// Starts what is done now and then.
+    fn start_housekeeping(&self, runtime: &tokio::runtime::Handle, abandoned_after: Duration) {
+        let inner = || Arc::downgrade(&self.0);
+        runtime.spawn(keep_address_book(inner()));
+        runtime.spawn(abandoned::keep_looking(inner(), abandoned_after));
     }
 
     /// Returns who the peer is.

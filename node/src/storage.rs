@@ -45,6 +45,8 @@ pub struct Metadata {
     pub kind: EntryKind,
     /// Its length in bytes; 0 for what is not a file.
     pub len: u64,
+    /// When it was last written to; 0 where nobody keeps that.
+    pub modified: ModifiedNs,
 }
 
 /// One name in a folder.

@@ -46,15 +46,20 @@ pub(super) fn discard(path: &Path) {
     }
 }
 
+fn cut_off(code: ErrorCode, message: &str) -> ApiError {
+    ApiError::new(code, message)
+        .hint("a body that did not arrive whole is not kept: upload it again, or send the file by its path")
+}
+
 async fn feed(body: Body, pieces: mpsc::Sender<Option<Bytes>>, bytes_max: u64) -> Result<(), ApiError> {
     let mut stream = body.into_data_stream();
     let mut bytes = 0;
     loop {
         let piece = tokio::time::timeout(PAUSE_MAX, stream.next())
             .await
-            .map_err(|_| ApiError::new(ErrorCode::TimedOut, "the upload paused for too long"))?;
+            .map_err(|_| cut_off(ErrorCode::TimedOut, "the upload paused for too long"))?;
         let Some(piece) = piece else { break };
-        let piece = piece.map_err(|_| ApiError::new(ErrorCode::Failed, "the upload was cut off"))?;
+        let piece = piece.map_err(|_| cut_off(ErrorCode::Failed, "the upload was cut off"))?;
         bytes += piece.len() as u64;
         if bytes > bytes_max {
             let message = format!("the upload is larger than {bytes_max} bytes");

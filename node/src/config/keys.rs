@@ -19,6 +19,8 @@ use super::{Accept, Backend, FabricConfig, MTU_MAX, MTU_MIN};
 const LIST_MAX: usize = 256;
 /// The largest number that a count in `limits` takes.
 const COUNT_MAX: u32 = 65_536;
+/// A leap year.
+const YEAR_SECONDS: u64 = 366 * 24 * 3600;
 
 /// One configuration key.
 pub struct Key {
@@ -165,6 +167,18 @@ pub const KEYS: &[Key] = &[
         set: |c, v| {
             c.inbox.min_free_bytes = parse(v)?;
             Some(())
+        },
+    },
+    Key {
+        path: "inbox.abandoned_after_seconds",
+        help: "After how long without a byte a transfer whose sender is away is given up, and what arrived removed.",
+        allowed: "a number from 1 to 31622400, which is a year",
+        get: |c| json!(c.inbox.abandoned_after_seconds),
+        set: |c, v| {
+            c.inbox.abandoned_after_seconds = parse(v)?;
+            (1..=YEAR_SECONDS)
+                .contains(&c.inbox.abandoned_after_seconds)
+                .then_some(())
         },
     },
     Key {

@@ -48,6 +48,7 @@ fn what_is_saved_is_what_is_loaded() {
             accept: Accept::Only(vec![NodeId::new("alice").unwrap()]),
             quota_bytes: Some(u64::MAX),
             min_free_bytes: 0,
+            abandoned_after_seconds: 60,
         },
         send_roots: vec![PathBuf::from("/srv/\"quoted\" and spaced")],
         limits: Limits {
@@ -124,6 +125,7 @@ fn a_bad_value_is_named_with_its_key_and_what_is_allowed() {
         "inbox: {accept: some}",
         "inbox: {accept: [\"\"]}",
         "inbox: {quota_bytes: -1}",
+        "inbox: {abandoned_after_seconds: 0}",
         "inbox: {min_free_bytes: many}",
         "send: {roots: [relative]}",
         "limits: {connections: 0}",

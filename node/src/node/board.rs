@@ -1,7 +1,7 @@
 //! The transfers of both directions as users see them: those under way, and the last ones that have ended.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +9,7 @@ use hyperfabric_protocol::transfer::{Fault, Offer, Role, Subject, TransferError,
 use hyperfabric_protocol::{Instant, Now, TransferId};
 
 use super::lock;
+use super::sending::UPLOADS;
 use crate::api::model::{Direction, Skipped, SkippedEntry, Transfer, TransferState};
 use crate::api::{ApiError, ErrorCode, TransferFeed};
 use crate::storage::RelPath;
@@ -17,6 +18,10 @@ use crate::transfer::{Outgoing, tree};
 
 /// Ended transfers that are still shown.
 const ENDED_MAX: usize = 1000;
+
+/// Said instead of how to resume.
+const UPLOAD_HINT: &str =
+    "an upload is not kept after its transfer has ended and cannot be resumed: upload it again";
 
 struct Entry {
     view: Transfer,
@@ -40,6 +45,8 @@ pub(super) struct Board {
     table: Mutex<Table>,
     feed: TransferFeed,
     folder: PathBuf,
+    /// Where uploads lie until their transfers have ended.
+    uploads: PathBuf,
 }
 
 impl Board {
@@ -47,6 +54,7 @@ impl Board {
         Self {
             table: Mutex::default(),
             feed: TransferFeed::default(),
+            uploads: folder.join(UPLOADS),
             folder,
         }
     }
@@ -88,6 +96,7 @@ impl Board {
                 local: true,
                 detail: None,
             }),
+            &self.uploads,
         );
         self.insert(transfer, view, None, now);
         let mut table = lock(&self.table);
@@ -147,7 +156,7 @@ impl Board {
                 let ended = result.as_ref().map(|ended| ended.root).map_err(Clone::clone);
                 let view = self.change(of, |entry| {
                     entry.view.seconds = now.mono.since(entry.began).as_secs_f64();
-                    end_view(&mut entry.view, &ended);
+                    end_view(&mut entry.view, &ended, &self.uploads);
                 });
                 lock(&self.table).retire(of.transfer);
                 view
@@ -274,7 +283,7 @@ fn skipped(skipped: &tree::Skipped) -> Skipped {
     }
 }
 
-fn end_view(view: &mut Transfer, end: &Result<[u8; 32], TransferError>) {
+fn end_view(view: &mut Transfer, end: &Result<[u8; 32], TransferError>, uploads: &Path) {
     view.rate = 0;
     view.detail = None;
     match end {
@@ -290,7 +299,12 @@ fn end_view(view: &mut Transfer, end: &Result<[u8; 32], TransferError>) {
             } else {
                 TransferState::Failed
             };
-            view.error = Some(fault_error(error));
+            let mut error = fault_error(error);
+            let upload = view.path.as_deref().and_then(Path::parent) == Some(uploads);
+            if upload && error.hint.as_deref().is_some_and(|hint| hint.contains("resume")) {
+                error.hint = Some(UPLOAD_HINT.to_owned());
+            }
+            view.error = Some(error);
         }
     }
 }

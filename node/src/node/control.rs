@@ -250,9 +250,11 @@ fn start_error(error: &StartError) -> ApiError {
     match error {
         StartError::NotFound(error) => ApiError::of(ErrorCode::NotFound, error).named("NodeNotFoundError"),
         StartError::UnknownTransfer(_) => ApiError::of(ErrorCode::NotFound, error),
-        StartError::Local(_) | StartError::Name | StartError::Delivered(_) | StartError::NoPath(_) => {
-            ApiError::of(ErrorCode::Usage, error)
-        }
+        StartError::Local(_)
+        | StartError::Name
+        | StartError::Delivered(_)
+        | StartError::NoPath(_)
+        | StartError::Upload(_) => ApiError::of(ErrorCode::Usage, error),
         StartError::NotAMember => {
             ApiError::of(ErrorCode::Refused, error).hint("`hyperfabric join TICKET` makes it one")
         }

@@ -71,7 +71,9 @@ pub enum DataError {
     #[error(transparent)]
     Bulk(#[from] BulkError),
     /// The stream failed.
-    #[error("the request was interrupted")]
+    #[error(
+        "the request was interrupted, and data in memory cannot be resumed: send it again, or send a file"
+    )]
     Stream(#[from] StreamError),
     /// The answer does not follow the format.
     #[error("the answer cannot be read")]

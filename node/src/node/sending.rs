@@ -59,9 +59,14 @@ pub enum StartError {
     /// The transfer was delivered.
     #[error("transfer {0} has been delivered")]
     Delivered(TransferId),
-    /// The source was opened from memory or by another user.
-    #[error("the source of transfer {0} cannot be opened again")]
+    /// The source has no path.
+    #[error("transfer {0} cannot be resumed: its bytes came from memory, and nothing on the disk has them")]
     NoPath(TransferId),
+    /// The source was an upload.
+    #[error(
+        "transfer {0} cannot be resumed: it sent an upload, which is not kept after the end; upload it again"
+    )]
+    Upload(TransferId),
     /// The node is shutting down.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -96,7 +101,7 @@ const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 const JOURNAL_POLL: Duration = Duration::from_millis(20);
 
 /// The folder of files that were uploaded for sending, below the data folder.
-const UPLOADS: &str = "uploads";
+pub(super) const UPLOADS: &str = "uploads";
 
 /// Removes the source of an ended transfer, if it was made for it.
 fn remove_upload(uploads: &std::path::Path, source: Option<&[u8]>) {
@@ -215,6 +220,13 @@ impl Node {
             OutgoingState::Active => return Ok(()),
             OutgoingState::Delivered { .. } => return Err(StartError::Delivered(transfer)),
             OutgoingState::Failed { .. } => {}
+        }
+        let path = record
+            .path
+            .as_deref()
+            .map(|path| std::path::Path::new(OsStr::from_bytes(path)));
+        if path.is_some_and(|path| path.parent() == Some(&self.0.folder.path().join(UPLOADS))) {
+            return Err(StartError::Upload(transfer));
         }
         record.state = OutgoingState::Active;
         let host = self.find_host(&record.offer.destination, Duration::ZERO).await?;

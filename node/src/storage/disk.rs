@@ -114,6 +114,7 @@ impl Storage for DiskStorage {
             return Ok(Some(Metadata {
                 kind: EntryKind::Folder,
                 len: 0,
+                modified: ModifiedNs(0),
             }));
         }
         let found = self
@@ -256,7 +257,10 @@ fn metadata_at(folder: &OwnedFd, name: &OsStr) -> io::Result<Metadata> {
         EntryKind::File => u64::try_from(stat.st_size).unwrap_or(0),
         EntryKind::Folder | EntryKind::Other => 0,
     };
-    Ok(Metadata { kind, len })
+    let seconds = stat.st_mtime.saturating_mul(1_000_000_000);
+    let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    let modified = ModifiedNs(seconds.saturating_add(nanoseconds));
+    Ok(Metadata { kind, len, modified })
 }
 
 /// Atomic all the same: `link` refuses a taken name, and a rename onto a folder works only while that is empty, which

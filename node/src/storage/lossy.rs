@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Access, Attributes, EntryKind, FolderEntry, Metadata, RelPath, Storage, StorageFile};
+use super::{
+    Access, Attributes, EntryKind, FolderEntry, Metadata, ModifiedNs, RelPath, Storage, StorageFile,
+};
 
 mod world;
 
@@ -278,10 +280,12 @@ fn metadata_of(world: &World, node: Node) -> io::Result<Metadata> {
         Node::Folder => Metadata {
             kind: EntryKind::Folder,
             len: 0,
+            modified: ModifiedNs(0),
         },
         Node::File(inode) => Metadata {
             kind: EntryKind::File,
             len: world.size(inode)?,
+            modified: ModifiedNs(0),
         },
     })
 }

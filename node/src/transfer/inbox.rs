@@ -5,12 +5,16 @@
 //! under the name `gpu0`. Nothing is ever overwritten: a taken name becomes `name (2).ext`, and so on.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hyperfabric_protocol::transfer::{Fault, Offer, PayloadKind};
 use hyperfabric_protocol::{NodeId, TransferId};
 
 use crate::config::Accept;
 use crate::storage::{NAME_BYTES_MAX, PathFault, RelPath};
+
+/// Long enough for a host to be repaired, short enough that a forgotten file does not keep its room for good.
+pub const ABANDONED_AFTER_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Names that are tried for a file whose name is taken.
 pub const CLASH_NAMES_MAX: u32 = 10_000;
@@ -39,6 +43,8 @@ pub struct InboxPolicy {
     pub quota_bytes: Option<u64>,
     /// Bytes that must stay free on the disk.
     pub min_free_bytes: u64,
+    /// After how long without a byte a transfer whose sender is away is given up, and what arrived removed.
+    pub abandoned_after: Duration,
 }
 
 impl Default for InboxPolicy {
@@ -48,6 +54,7 @@ impl Default for InboxPolicy {
             quota_bytes: None,
             // Enough for the journal and the logs of everybody else on this disk to go on.
             min_free_bytes: 256 << 20,
+            abandoned_after: ABANDONED_AFTER_DEFAULT,
         }
     }
 }

@@ -25,10 +25,12 @@ use crate::storage::Storage;
 use crate::store::{Store, StoreError};
 use crate::workers::{Lane, WorkerError, WorkerPool};
 
+mod abandoned;
 mod prepare;
 mod seal;
 mod state;
 
+pub use abandoned::Idle;
 pub use prepare::Prepared;
 pub use seal::Sealed;
 pub use state::Durable;

@@ -213,6 +213,24 @@ impl Fabric {
         self.settle(now);
     }
 
+    /// Gives up an incoming transfer of which nothing has come for long. Returns whether it is: one that is under way,
+    /// or whose sender is connected, is not.
+    pub fn abandon(&mut self, now: Now, peer: PeerId, transfer: TransferId, offer: Offer) -> bool {
+        if !self.transfers.may_abandon(peer, transfer) {
+            return false;
+        }
+        self.transfers_input(
+            now,
+            transfer::Input::Abandon {
+                peer,
+                transfer,
+                offer,
+            },
+        );
+        self.settle(now);
+        true
+    }
+
     /// Redeems a ticket at its issuer.
     pub fn join(&mut self, now: Now, ticket: Ticket) {
         let (peer, addresses) = (ticket.0.issuer, ticket.0.addresses.0.clone());

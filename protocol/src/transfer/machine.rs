@@ -179,6 +179,16 @@ pub enum Input {
         /// Every durable chunk, or those that are new: sets are merged.
         have: ChunkRanges,
     },
+    /// Nothing has come of an incoming transfer for as long as the owner wants to wait; nothing happens unless it
+    /// [may be abandoned](Transfers::may_abandon).
+    Abandon {
+        /// From whom it came.
+        peer: PeerId,
+        /// Which transfer.
+        transfer: TransferId,
+        /// What was offered.
+        offer: Offer,
+    },
     /// A job is done.
     JobDone(JobResult),
 }
@@ -491,6 +501,11 @@ impl Transfers {
             Input::ChunksDurable { peer, transfer, have } => {
                 self.on_chunks_durable(now, (peer, transfer), &have);
             }
+            Input::Abandon {
+                peer,
+                transfer,
+                offer,
+            } => self.on_abandon((peer, transfer), offer),
             Input::JobDone(result) => match result {
                 JobResult::Prepared {
                     peer,

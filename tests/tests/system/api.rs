@@ -1,8 +1,9 @@
 //! The local API answers its owner only.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hyperfabric_tests::http::Request;
-use hyperfabric_tests::{Content, Folder, Mesh, Peer};
+use hyperfabric_tests::wait::eventually;
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
 
 const STATUS: &str = "/v1/fabric/status";
 
@@ -112,6 +113,34 @@ fn a_body_can_be_sent_without_a_file() -> Result<()> {
     );
     let (path, _) = beta.received_named("note.txt")?;
     ensure!(std::fs::read_to_string(path)? == "four");
+    Ok(())
+}
+
+#[test]
+fn an_upload_that_failed_says_that_it_cannot_be_resumed() -> Result<()> {
+    let mut mesh = Mesh::start("lab", &["alpha", "beta"])?;
+    let [alpha, beta] = mesh.by_name();
+    // The name stays known, and nobody answers.
+    beta.kill()?;
+    let upload = with_token(alpha)?.header("Content-Type", "application/octet-stream");
+    let answer = upload.send(
+        "POST",
+        "/v1/fabric/send?to=beta&name=note.txt&timeout_ms=1",
+        "four",
+    )?;
+    ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+    let id = answer.json()?["transfer_id"]
+        .as_str()
+        .context("no id")?
+        .to_owned();
+    let ended = eventually("the end of the transfer", PATIENCE, || {
+        let transfer = alpha.api("GET", &format!("/v1/fabric/transfers/{id}"))?.json()?;
+        Ok((transfer["state"] == "failed").then_some(transfer))
+    })?;
+    let hint = ended["error"]["hint"].as_str().unwrap_or_default();
+    ensure!(hint.contains("cannot be resumed: upload it again"), "{ended}");
+    let resumed = alpha.run(&["transfers", "resume", &id])?.expect(Exit::Usage)?;
+    ensure!(resumed.stderr.contains("upload it again"), "{}", resumed.stderr);
     Ok(())
 }
 

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use hyperfabric_tests::{Content, Exit, Folder, Mesh, Peer, skip};
+use hyperfabric_tests::files::b3sum;
+use hyperfabric_tests::wait::until;
+use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer, skip};
 
-use crate::support::{MIB, goes_on, send_arguments};
+use crate::support::{MIB, goes_on, send_arguments, start_send, transfers, under_way};
 
 /// Sends a file that must not arrive, and returns what the sender was told.
 fn not_taken(from: &Peer, to: &Peer, path: &Path, exit: Exit) -> Result<String> {
@@ -17,6 +19,34 @@ fn not_taken(from: &Peer, to: &Peer, path: &Path, exit: Exit) -> Result<String> 
         "it is in the inbox all the same"
     );
     Ok(outcome.stderr)
+}
+
+#[test]
+fn what_a_sender_that_does_not_return_has_left_is_removed() -> Result<()> {
+    let (mut mesh, _folder, large, _) = pair("inbox:\n  abandoned_after_seconds: 2\n")?;
+    let [alpha, beta] = mesh.by_name();
+    std::fs::File::options()
+        .write(true)
+        .open(&large)?
+        .set_len(512 * MIB)?;
+    let _send = start_send(alpha, &large, "beta")?;
+    under_way(alpha, 16 * MIB)?;
+    alpha.kill()?;
+    let partial = beta.data_dir().join("partial");
+    ensure!(std::fs::read_dir(&partial)?.count() == 1, "nothing had arrived");
+    beta.logs("the sender has not come back: what arrived is removed")?;
+    until("the room to be free", PATIENCE, || {
+        Ok(std::fs::read_dir(&partial)?.count() == 0)
+    })?;
+    let ended = transfers(beta)?;
+    ensure!(
+        ended[0]["state"] == "failed" && ended[0]["error"]["name"] == "unreachable",
+        "{ended:?}"
+    );
+    // Who comes back after all begins anew.
+    alpha.up()?;
+    ensure!(beta.received_named("large.bin")?.1 == b3sum(&large)?);
+    Ok(())
 }
 
 /// A mesh of two whose second peer has this configuration, with a file of 4 MiB and a small one.

@@ -175,9 +175,16 @@ impl Handle {
     /// Ends the loop, closes every connection and waits until the port is free.
     pub async fn stop(&self) {
         self.send(Message::Stop).await;
+        self.ended().await;
+    }
+
+    /// Waits for the end of the loop, without keeping anything of it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut stopped = self.0.stopped.clone();
-        // An error means that the loop is gone, which is what is waited for.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
+        async move {
+            // An error means that the loop is gone, which is what is waited for.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        }
     }
 
     /// Returns the addresses under which others can try to dial this peer.

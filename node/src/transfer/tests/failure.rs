@@ -236,3 +236,26 @@ async fn a_cancelled_transfer_leaves_nothing_and_gives_its_room_back() {
     assert_eq!(node.receiver.durable(sending.transfer()), None);
     works(&node).await;
 }
+
+#[tokio::test]
+async fn a_transfer_of_which_nothing_has_come_for_long_enough_is_abandoned() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::on_disk(folder.path(), small_tuning(CHUNK));
+    let mut sending = Sending::new("slow", 7, memory(30_000, 7), CHUNK);
+    assert!(matches!(sending.attempt(&node, Some(9_000)).await, Outcome::Lost));
+    let limit = InboxPolicy::default().abandoned_after;
+    let written = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let after = |time: std::time::Duration| {
+        hyperfabric_protocol::UnixMillis(u64::try_from((written + time).as_millis()).unwrap())
+    };
+    let idle = node.receiver.idle(after(limit / 2)).await.unwrap();
+    assert!(idle.abandoned.is_empty());
+    assert!(
+        idle.next.unwrap() > limit / 3
+            && idle.next.unwrap() <= limit / 2 + std::time::Duration::from_secs(60)
+    );
+    let idle = node.receiver.idle(after(limit * 2)).await.unwrap();
+    assert_eq!((idle.abandoned.len(), idle.next), (1, None));
+}

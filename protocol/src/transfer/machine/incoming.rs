@@ -6,6 +6,7 @@ use super::{
     Ended, Job, Output, PayloadOrder, Prepared, Role, Subject, Timer, TransferError, TransferEvent,
     TransferInfo, TransferState, Transfers, Violation,
 };
+use crate::cbor::Text;
 use crate::frame::{Abort, Accept, Delivered, Frame, Progress};
 use crate::transfer::limits::{
     FAILURES_MAX, INCOMING_PER_PEER_MAX, JOB_BYTES_PER_SECOND_MIN, JOB_TIME_MAX, KEEPALIVE, PROBE_AFTER,
@@ -50,6 +51,21 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
+    /// A transfer of which nothing is known but the offer, which waits for its sender.
+    const fn new(key: (PeerId, TransferId), offer: Offer) -> Self {
+        Self {
+            key,
+            offer,
+            stage: Stage::Suspended,
+            have: ChunkRanges::new(),
+            offered: false,
+            stalls: 0,
+            failures: 0,
+            due: None,
+            timer: None,
+        }
+    }
+
     const fn subject(&self) -> Subject {
         Subject {
             transfer: self.key.1,
@@ -139,15 +155,9 @@ impl Transfers {
         }
         self.unremember(peer, transfer, Role::Receiver);
         let incoming = Incoming {
-            key,
             stage: Stage::Preparing(job_end(now, offer.size)),
-            have: ChunkRanges::new(),
-            offered: false,
-            stalls: 0,
-            failures: 0,
             due: Some(now.after(KEEPALIVE)),
-            timer: None,
-            offer: offer.clone(),
+            ..Incoming::new(key, offer.clone())
         };
         self.incoming.insert(key, incoming);
         self.peers.entry(peer).or_default().incoming.insert(transfer);
@@ -550,6 +560,59 @@ impl Transfers {
         } else {
             self.discard(key, fault);
         }
+    }
+
+    /// Tells whether an incoming transfer waits for a sender that is away, or is in the journal only.
+    #[must_use]
+    pub fn may_abandon(&self, peer: PeerId, transfer: TransferId) -> bool {
+        match self
+            .incoming
+            .get(&(peer, transfer))
+            .map(|incoming| incoming.stage)
+        {
+            None => true,
+            Some(Stage::Suspended) => !self.is_up(peer),
+            Some(
+                Stage::Preparing(_)
+                | Stage::Receiving { .. }
+                | Stage::Sealing(..)
+                | Stage::Dropping { .. }
+                | Stage::Discarding { .. },
+            ) => false,
+        }
+    }
+
+    /// Ends a transfer whose sender stays away, and lets what arrived be removed. [XFER-20]
+    pub(super) fn on_abandon(&mut self, key: (PeerId, TransferId), offer: Offer) {
+        let (peer, transfer) = key;
+        if !self.may_abandon(peer, transfer) {
+            return;
+        }
+        self.incoming
+            .entry(key)
+            .or_insert_with(|| Incoming::new(key, offer));
+        self.peers.entry(peer).or_default().incoming.insert(transfer);
+        self.announce(key);
+        if let Some(incoming) = self.incoming.get_mut(&key) {
+            incoming.stage = Stage::Discarding {
+                fault: Fault::Unreachable,
+            };
+            incoming.due = None;
+            let of = incoming.subject();
+            let error = TransferError {
+                detail: Some(Text::truncating(
+                    "its sender did not come back, and what had arrived was removed",
+                )),
+                ..TransferError::local(Fault::Unreachable)
+            };
+            self.events.push_back(TransferEvent::Ended {
+                of,
+                result: Err(error),
+            });
+        }
+        self.jobs.push_back(Job::Discard { peer, transfer });
+        self.update_want(peer);
+        self.reschedule_incoming(key);
     }
 
     fn discard(&mut self, key: (PeerId, TransferId), fault: Fault) {

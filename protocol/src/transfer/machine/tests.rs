@@ -714,6 +714,58 @@ fn more_incoming_transfers_than_the_owner_allows_are_told_to_come_later() {
 }
 
 #[test]
+fn what_a_sender_that_stays_away_has_left_is_removed() {
+    // [XFER-20]
+    let mut rig = Rig::new();
+    rig.offered();
+    rig.prepared(Ok(Prepared::Ready { have: ranges(0) }));
+    rig.durable(1);
+    let abandon = |rig: &mut Rig, transfer| {
+        rig.forget();
+        rig.input(Input::Abandon {
+            peer: P,
+            transfer,
+            offer: offer(SIZE),
+        });
+        let discard = Job::Discard { peer: P, transfer };
+        rig.jobs() == [discard]
+    };
+    assert!(!abandon(&mut rig, ID), "it is under way");
+    rig.input(Input::PeerDown { peer: P });
+    assert!(abandon(&mut rig, ID));
+    assert!(!abandon(&mut rig, ID), "it is over already");
+    // One that only the journal knows is announced before it ends.
+    let other = TransferId([9; 16]);
+    rig.forget();
+    assert!(rig.machine.may_abandon(P, other));
+    rig.input(Input::Abandon {
+        peer: P,
+        transfer: other,
+        offer: offer(SIZE),
+    });
+    let events: Vec<TransferEvent> = core::iter::from_fn(|| rig.machine.poll_event()).collect();
+    assert!(
+        matches!(
+            &events[..],
+            [TransferEvent::Offered { .. }, TransferEvent::Ended { result: Err(error), .. }]
+                if error.fault == Fault::Unreachable && error.detail.is_some()
+        ),
+        "{events:?}"
+    );
+    // The sender is back before the disk is clean, and again after that.
+    rig.input(Input::PeerUp { peer: P });
+    rig.forget();
+    rig.offered();
+    assert_eq!(rig.faults(), [Fault::Busy]);
+    rig.input(Input::JobDone(JobResult::Discarded {
+        peer: P,
+        transfer: ID,
+    }));
+    rig.offered();
+    assert!(matches!(&rig.jobs()[..], [Job::Prepare { .. }]));
+}
+
+#[test]
 fn what_is_remembered_is_bounded() {
     let mut rig = Rig::new();
     for n in 0..ENDED_REMEMBERED_MAX as u128 * 2 {
