@@ -10,6 +10,7 @@
 
 pub mod content;
 mod item;
+mod unchecked;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,6 +19,8 @@ use core::time::Duration;
 
 pub use content::{Content, ItemFault, Record, Revocation};
 pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind};
+
+use unchecked::Unchecked;
 
 use crate::cbor::List;
 use crate::cert::CLOCK_SKEW_MAX;
@@ -41,12 +44,15 @@ const EARLY_MAX: u32 = 64;
 pub const ITEMS_MAX: usize = 200_000;
 /// The most items of one kind from one origin: an admitter may have revoked this many members.
 pub const ITEMS_PER_ORIGIN_MAX: usize = 10_000;
-/// The most items that wait for their signature check; more are dropped and come back with the next comparison.
-const CHECKS_PENDING_MAX: usize = 8192;
 /// The longest that a version of a record may count: its origin publishes it again long before.
 pub const RECORD_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest that a revocation may count: longer than any certificate.
 pub const REVOCATION_LIFETIME_MAX: Duration = Duration::from_secs(3 * 366 * 24 * 3600);
+/// Summaries of a neighbor that are answered between two looks at its budget: it sends one when a link comes up, and one
+/// a minute. Each may cost an answer as large as the database's index.
+const SUMMARIES_MAX: u32 = 4;
+/// The same for all connections together that do not carry the frames of their peers.
+const STRAY_SUMMARIES_MAX: u32 = 16;
 /// How often two neighbors compare their databases again.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often expired items are looked for.
@@ -115,8 +121,14 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Link {
+    /// Who is at the other end, once items have come from there.
+    peer: Option<PeerId>,
     pending: BTreeSet<ItemKey>,
     early: u32,
+    /// Summaries that have come since the budgets were renewed.
+    summaries: u32,
+    /// Digests that may still come in answer to summaries.
+    digests: usize,
 }
 
 /// The engine's state.
@@ -134,7 +146,8 @@ pub struct Flood {
     flush_at: Option<Instant>,
     compare_at: Instant,
     expire_at: Instant,
-    checks: VecDeque<(ConnId, Signed)>,
+    stray_summaries: u32,
+    unchecked: Unchecked,
     transmits: VecDeque<(ConnId, Frame)>,
     events: VecDeque<Event>,
     random: Random,
@@ -156,7 +169,8 @@ impl Flood {
             flush_at: None,
             compare_at: Instant(0),
             expire_at: Instant(0),
-            checks: VecDeque::new(),
+            stray_summaries: 0,
+            unchecked: Unchecked::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             random,
@@ -200,7 +214,11 @@ impl Flood {
 
     /// Starts flooding over a connection, with a comparison of the databases. [FLOOD-3]
     pub fn link_up(&mut self, conn: ConnId) {
-        self.links.insert(conn, Link::default());
+        let link = Link {
+            digests: SUMMARY_BUCKETS,
+            ..Link::default()
+        };
+        self.links.insert(conn, link);
         self.transmits
             .push_back((conn, Frame::Summary(Summary(self.buckets.clone()))));
     }
@@ -246,6 +264,15 @@ impl Flood {
 
     /// Answers a neighbor's summary with what this peer has in the buckets that differ. [FLOOD-5]
     pub fn handle_summary(&mut self, conn: ConnId, summary: &Summary) {
+        // Two peers that have just dialled each other may use different connections for a moment.
+        let (come, most) = match self.links.get_mut(&conn) {
+            Some(link) => (&mut link.summaries, SUMMARIES_MAX),
+            None => (&mut self.stray_summaries, STRAY_SUMMARIES_MAX),
+        };
+        *come += 1;
+        if *come > most {
+            return;
+        }
         let differing: Vec<usize> = (0..SUMMARY_BUCKETS)
             .filter(|i| summary.0.get(*i) != self.buckets.get(*i))
             .collect();
@@ -273,6 +300,11 @@ impl Flood {
 
     /// Sends a neighbor what its digest shows that it lacks. [FLOOD-6]
     pub fn handle_digest(&mut self, now: Now, conn: ConnId, digest: &Digest) {
+        // Each may cost an answer as large as a bucket of the database.
+        let Some(link) = self.links.get_mut(&conn).filter(|link| link.digests > 0) else {
+            return;
+        };
+        link.digests -= 1;
         let theirs: BTreeMap<ItemKey, u64> = digest
             .entries
             .iter()
@@ -309,6 +341,9 @@ impl Flood {
         peer: PeerId,
         items: &Items,
     ) -> Result<(), FloodViolation> {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.peer = Some(peer);
+        }
         for signed in items.items.iter() {
             let item = Item::unverified(signed).map_err(|_| FloodViolation::Malformed)?;
             let key = item.key(signed.claimed_signer());
@@ -359,17 +394,20 @@ impl Flood {
                 .deferred
                 .get(&key)
                 .is_none_or(|(_, _, s)| Item::unverified(s).is_ok_and(|i| i.sequence < item.sequence));
-            if newer && self.deferred.len() < CHECKS_PENDING_MAX {
-                self.deferred.insert(key, (due, conn, signed));
+            if newer
+                && self.unchecked.hold(conn, &signed)
+                && let Some((_, from, older)) = self.deferred.insert(key, (due, conn, signed))
+            {
+                self.unchecked.release(from, &older);
             }
             return self.count_early(conn, key.origin == peer);
         }
         if known.is_none() && !self.has_room(&key, peer)? {
             return Ok(());
         }
-        if self.checks.len() < CHECKS_PENDING_MAX && self.items.len() < ITEMS_MAX {
+        if self.items.len() < ITEMS_MAX && self.unchecked.hold(conn, &signed) {
             self.checking.insert(key, item.sequence);
-            self.checks.push_back((conn, signed));
+            self.unchecked.push(conn, signed);
         }
         Ok(())
     }
@@ -402,6 +440,7 @@ impl Flood {
     /// The connection that brought a forged item, with the violation.
     pub fn handle_checked(&mut self, now: Now, checked: Checked) -> Result<(), (ConnId, FloodViolation)> {
         let Checked { from, signed, result } = checked;
+        self.unchecked.checked(from, &signed);
         let unverified_key = Item::unverified(&signed).map(|item| item.key(signed.claimed_signer()));
         if let Ok(key) = unverified_key {
             self.checking.remove(&key);
@@ -428,13 +467,18 @@ impl Flood {
                 Ok(())
             }
             Err(ItemFault::Forged) => Err((from, FloodViolation::Forged)),
-            // What a newer peer says may be unreadable here: the signature is right, so nobody is to blame.
+            // What a newer peer says may be unreadable here: the signature is right, so nobody is to blame, but for
+            // somebody who lets this peer check such items of its own without pause.
             Err(
                 ItemFault::Malformed(_)
                 | ItemFault::Membership(_)
                 | ItemFault::OutsideGrant
                 | ItemFault::NotAnAdmitter,
-            ) => Ok(()),
+            ) => {
+                let link = self.links.get(&from);
+                let own = link.is_some_and(|link| link.peer == Some(signed.claimed_signer()));
+                self.count_early(from, own).map_err(|violation| (from, violation))
+            }
         }
     }
 
@@ -524,7 +568,9 @@ impl Flood {
                 .is_none_or(|entry| entry.sequence < item.sequence)
             {
                 self.checking.insert(key, item.sequence);
-                self.checks.push_back((conn, signed));
+                self.unchecked.push(conn, signed);
+            } else {
+                self.unchecked.release(conn, &signed);
             }
         }
     }
@@ -543,7 +589,9 @@ impl Flood {
         let count = self.links.len() as u64;
         if count > 0 {
             let index = usize::try_from(self.random.below(count)).unwrap_or(0);
-            if let Some(conn) = self.links.keys().nth(index).copied() {
+            if let Some((conn, link)) = self.links.iter_mut().nth(index) {
+                let conn = *conn;
+                link.digests = (link.digests + SUMMARY_BUCKETS).min(2 * SUMMARY_BUCKETS);
                 self.transmits
                     .push_back((conn, Frame::Summary(Summary(self.buckets.clone()))));
             }
@@ -559,8 +607,10 @@ impl Flood {
         if self.expire_at <= now.mono {
             self.expire_at = now.mono.after(EXPIRY_INTERVAL);
             self.expire(now);
+            self.stray_summaries = 0;
             for link in self.links.values_mut() {
                 link.early = 0;
+                link.summaries = 0;
             }
         }
         if self.compare_at <= now.mono {
@@ -583,13 +633,7 @@ impl Flood {
 
     /// Returns the next batch of items to check.
     pub fn poll_job(&mut self) -> Option<CheckJob> {
-        if self.checks.is_empty() {
-            return None;
-        }
-        let count = self.checks.len().min(ITEMS_PER_FRAME_MAX);
-        Some(CheckJob {
-            items: self.checks.drain(..count).collect(),
-        })
+        self.unchecked.pop().map(|items| CheckJob { items })
     }
 
     /// Returns when [`Self::handle_timeout`] wants to be called.

@@ -401,9 +401,10 @@ impl<H: Host> Driver<H> {
             Job::Check { items, root } => {
                 let (pool, handle, now) = (self.pool.clone(), self.handle.clone(), self.clock.now());
                 self.runtime.spawn(async move {
-                    if let Ok(result) = pool.run(move || Job::run_check(items, &root, now)).await {
-                        handle.done(result).await;
-                    }
+                    let checked = items.clone();
+                    let result = pool.run(move || Job::run_check(checked, &root, now)).await;
+                    // The machine waits for the end of each check.
+                    handle.done(result.unwrap_or_else(|_| Job::refuse(items))).await;
                 });
             }
             Job::Persist(_) | Job::Transfer(_) => self.host.job(&self.handle, job),

@@ -8,7 +8,7 @@ use core::time::Duration;
 use crate::admission::{Grant, Persist, TicketRecord};
 use crate::cbor::DecodeError;
 use crate::cert::{Admitter, CertificateError, Member, Membership, MeshRoot};
-use crate::flood::content;
+use crate::flood::content::{self, ItemFault};
 use crate::flood::{Checked, FloodViolation};
 use crate::frame::JoinRefusal;
 use crate::neighbors::CloseReason;
@@ -217,6 +217,18 @@ impl Job {
             })
             .collect();
         JobResult::Checked(checked)
+    }
+
+    /// The result of a [`Job::Check`] that could not be run: nothing is taken, and nobody is to blame.
+    #[must_use]
+    pub fn refuse(items: Vec<(ConnId, Signed)>) -> JobResult {
+        let fault = DecodeError::Invalid("item that cannot be checked");
+        let refused = items.into_iter().map(|(from, signed)| Checked {
+            from,
+            signed,
+            result: Err(ItemFault::Malformed(fault)),
+        });
+        JobResult::Checked(refused.collect())
     }
 }
 

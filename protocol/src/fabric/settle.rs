@@ -242,13 +242,12 @@ impl Fabric {
                 bytes: frame.to_bytes(),
             });
         }
-        while let Some(job) = self.flood.poll_job() {
-            if let Some(root) = self.admission.root() {
-                self.jobs.push_back(Job::Check {
-                    items: job.items,
-                    root: root.clone(),
-                });
-            }
+        // Without a mesh there is nobody whose items could be checked.
+        while let Some(root) = self.admission.root().cloned()
+            && let Some(job) = self.flood.poll_job()
+        {
+            let items = job.items;
+            self.jobs.push_back(Job::Check { items, root });
         }
         while let Some(persist) = self.admission.poll_job() {
             self.jobs.push_back(Job::Persist(persist));

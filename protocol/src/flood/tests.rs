@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::string::String;
 use std::vec;
 
+use super::unchecked::{CHECKS_OUT_MAX, UNCHECKED_BYTES_MAX};
 use super::*;
 use crate::NodeId;
 use crate::cbor::{List, Text};
@@ -434,4 +435,125 @@ fn a_record_that_claims_to_count_for_years_is_not_taken() {
     net.run(Duration::from_secs(1));
     assert!(net.peers[1].1.is_empty());
     assert_eq!(net.violations, []);
+}
+
+/// An item of somebody else each time, signed by nobody.
+fn unsigned(number: u32, bytes: usize) -> Signed {
+    let item = Item::new(
+        ItemKind::Record,
+        0,
+        1,
+        START.wall,
+        Duration::from_secs(9),
+        &vec![7; bytes],
+    );
+    let mut origin = [7; 32];
+    origin[..4].copy_from_slice(&number.to_be_bytes());
+    let bytes = [origin.as_slice(), &[9; 64], &crate::cbor::to_bytes(&item)].concat();
+    Signed::from_bytes(bytes).unwrap()
+}
+
+fn items(items: Vec<Signed>) -> Items {
+    Items { items: List(items) }
+}
+
+#[test]
+fn a_neighbor_has_half_of_the_room_for_unchecked_items_and_others_take_turns_with_it() {
+    let mut flood = Flood::new(key(0).peer_id(), Random::from_seed([0; 32]));
+    let (greedy, modest) = (ConnId(1), ConnId(2));
+    flood.link_up(greedy);
+    flood.link_up(modest);
+    for number in 0..5_000 {
+        let item = unsigned(number, 14 * 1024);
+        flood
+            .handle_items(START, greedy, key(1).peer_id(), &items(vec![item]))
+            .unwrap();
+    }
+    assert!(flood.unchecked.bytes() <= UNCHECKED_BYTES_MAX / 2);
+    assert!(flood.unchecked.bytes() > UNCHECKED_BYTES_MAX / 4);
+    let item = unsigned(9_999, 14 * 1024);
+    flood
+        .handle_items(START, modest, key(2).peer_id(), &items(vec![item]))
+        .unwrap();
+    let first = flood.poll_job().unwrap();
+    let second = flood.poll_job().unwrap();
+    assert!(first.items.iter().all(|(from, _)| *from == greedy));
+    assert!(second.items.iter().all(|(from, _)| *from == modest));
+    let mut out = first.items.len() + second.items.len();
+    while let Some(job) = flood.poll_job() {
+        out += job.items.len();
+    }
+    assert!(
+        out < CHECKS_OUT_MAX + ITEMS_PER_FRAME_MAX,
+        "{out} items are being checked"
+    );
+    // What was checked makes room again.
+    let mut jobs = vec![first, second];
+    while let Some(job) = jobs.pop() {
+        for (from, signed) in job.items {
+            let result = Err(ItemFault::OutsideGrant);
+            flood
+                .handle_checked(START, Checked { from, signed, result })
+                .unwrap();
+        }
+        jobs.extend(flood.poll_job());
+    }
+    assert!(flood.unchecked.bytes() < UNCHECKED_BYTES_MAX / 4);
+}
+
+#[test]
+fn a_neighbor_whose_own_items_are_refused_without_pause_is_named() {
+    let mut net = Net::new(2);
+    let link = net.link(0, 1);
+    for number in 0..=EARLY_MAX {
+        assert_eq!(net.violations, []);
+        // Kind 1 has the id 0 only.
+        let item = Item::new(
+            ItemKind::Record,
+            u64::from(number) + 1,
+            1,
+            net.now.wall,
+            Duration::from_secs(9),
+            b"x",
+        );
+        let signed = key(0).sign(Domain::Item, &crate::cbor::to_bytes(&item));
+        let from = key(0).peer_id();
+        net.deliver(1, ConnId(link), from, &Frame::Items(items(vec![signed])));
+        net.step();
+    }
+    assert_eq!(net.violations, [FloodViolation::TooFast]);
+}
+
+#[test]
+fn summaries_and_digests_beyond_a_neighbors_budget_are_not_answered() {
+    let mut net = Net::new(2);
+    net.publish(1);
+    let flood = &mut net.peers[1].1;
+    flood.link_up(ConnId(1));
+    while flood.poll_transmit().is_some() {}
+    let summary = Summary(vec![99; SUMMARY_BUCKETS]);
+    for _ in 0..100 {
+        flood.handle_summary(ConnId(1), &summary);
+    }
+    let answers = core::iter::from_fn(|| flood.poll_transmit()).count();
+    assert_eq!(answers, 4 * SUMMARY_BUCKETS);
+    for _ in 0..100 {
+        flood.handle_summary(ConnId(2), &summary);
+    }
+    let answers = core::iter::from_fn(|| flood.poll_transmit()).count();
+    assert_eq!(answers, 16 * SUMMARY_BUCKETS);
+    let bucket = key(1).peer_id().0[0];
+    let digest = Digest {
+        bucket,
+        entries: List(vec![]),
+    };
+    let mut answers = 0;
+    let mut now = START;
+    for _ in 0..1_000 {
+        flood.handle_digest(now, ConnId(1), &digest);
+        now.mono = now.mono.after(BATCH_DELAY);
+        flood.flush();
+        answers += core::iter::from_fn(|| flood.poll_transmit()).count();
+    }
+    assert_eq!(answers, SUMMARY_BUCKETS);
 }
