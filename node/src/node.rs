@@ -22,6 +22,7 @@ use std::time::Duration;
 use hyperfabric_mesh::clock::Clock;
 use hyperfabric_mesh::discovery::{Discovery, DiscoveryConfig, DiscoveryHandle};
 use hyperfabric_mesh::driver::{self, DriverConfig, Handle, Stopped};
+use hyperfabric_mesh::endpoint::TokenBucket;
 use hyperfabric_mesh::gate::MeshGate;
 use hyperfabric_mesh::state::{KnownPeer, StateError, StateFolder};
 use hyperfabric_mesh::tls::LeafError;
@@ -134,6 +135,8 @@ pub(crate) struct Inner {
     expected: Mutex<HashMap<TransferId, PeerId>>,
     handlers: RwLock<HashMap<NodeId, DataHandler>>,
     requests: request::Budget,
+    /// How often failures of incoming transfers may still be logged.
+    complaints: Mutex<TokenBucket>,
     rates: Rates,
     events: broadcast::Sender<Event>,
 }
@@ -190,6 +193,7 @@ impl Node {
                 expected: Mutex::default(),
                 handlers: RwLock::default(),
                 requests: request::Budget::default(),
+                complaints: Mutex::new(host::complaints()),
                 rates: Rates::default(),
                 events: broadcast::Sender::new(EVENTS_MAX),
             });

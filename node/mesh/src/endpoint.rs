@@ -37,8 +37,7 @@ use self::limits::Ledger;
 use self::transport::Transports;
 
 pub use dial::DialError;
-pub use limits::Limits;
-pub(crate) use limits::TokenBucket;
+pub use limits::{Limits, TokenBucket};
 pub use transport::{MTU_MAX_DEFAULT, MTU_MAX_MIN};
 
 /// How long a handshake may take, on either side.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock, Weak};
 
 use hyperfabric_mesh::driver::{Handle, Host};
+use hyperfabric_mesh::endpoint::TokenBucket;
 use hyperfabric_mesh::{
     BiStream, ChunkStream as IncomingStream, CloseCause, CloseReason, Connection, StreamCode, StreamKind,
 };
@@ -22,6 +23,11 @@ use crate::workers::Lane;
 /// An attempt that no Accept names: a transfer that is being prepared takes no streams yet.
 const NO_ATTEMPT: u32 = u32::MAX;
 
+/// Failed transfers a second, and at once after a quiet time, that others can put into the log above debug level: offers
+/// cost them nothing.
+const COMPLAINTS_PER_SECOND: u32 = 1;
+const COMPLAINTS_BURST: u32 = 100;
+
 /// State changes that may wait for the disk; further ones count as not written.
 const PERSISTS_MAX: usize = 256;
 
@@ -29,6 +35,12 @@ const PERSISTS_MAX: usize = 256;
 pub(super) struct NodeHost {
     inner: Arc<Inner>,
     persists: mpsc::Sender<Persist>,
+}
+
+/// Bounds how many failures of transfers are logged.
+pub(super) fn complaints() -> TokenBucket {
+    let now = tokio::time::Instant::now();
+    TokenBucket::new(COMPLAINTS_PER_SECOND, COMPLAINTS_BURST, now)
 }
 
 impl NodeHost {
@@ -196,7 +208,7 @@ impl Inner {
                         self.board.set_place(transfer, &place);
                         Ok(transfer::Prepared::Delivered { root })
                     }
-                    Err(error) => Err(report(transfer, &error)),
+                    Err(error) => Err(self.report(transfer, &error)),
                 };
                 transfer::JobResult::Prepared {
                     peer,
@@ -210,7 +222,7 @@ impl Inner {
                         self.board.set_place(transfer, &sealed.place);
                         Ok(())
                     }
-                    Err(error) => Err(report(transfer, &error)),
+                    Err(error) => Err(self.report(transfer, &error)),
                 };
                 transfer::JobResult::Sealed {
                     peer,
@@ -225,6 +237,18 @@ impl Inner {
                 transfer::JobResult::Discarded { peer, transfer }
             }
         }
+    }
+
+    /// Logs why a step of an incoming transfer failed, and returns what the sender is told.
+    fn report(&self, transfer: TransferId, error: &ReceiveError) -> Fault {
+        let fault = error.fault().unwrap_or(Fault::Storage);
+        let error = error as &dyn std::error::Error;
+        if lock(&self.complaints).take(tokio::time::Instant::now()) {
+            tracing::warn!(%transfer, %fault, error, "an incoming transfer failed");
+        } else {
+            tracing::debug!(%transfer, %fault, error, "an incoming transfer failed");
+        }
+        fault
     }
 
     async fn send_payload(
@@ -364,7 +388,7 @@ impl Inner {
         }
         let fault = error.fault();
         if fault.is_some() {
-            report(transfer, &error);
+            self.report(transfer, &error);
         }
         self.tell(Input::PayloadFailed {
             peer,
@@ -375,11 +399,4 @@ impl Inner {
         })
         .await;
     }
-}
-
-/// Logs why a step of an incoming transfer failed, and returns what the sender is told.
-fn report(transfer: TransferId, error: &ReceiveError) -> Fault {
-    let fault = error.fault().unwrap_or(Fault::Storage);
-    tracing::warn!(%transfer, %fault, error = error as &dyn std::error::Error, "an incoming transfer failed");
-    fault
 }

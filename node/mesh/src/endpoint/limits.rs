@@ -66,7 +66,7 @@ impl Limits {
 
 /// Allows a number of events per second after a burst.
 #[derive(Debug)]
-pub(crate) struct TokenBucket {
+pub struct TokenBucket {
     per_second: u32,
     burst: u32,
     tokens: f64,
@@ -74,7 +74,9 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    pub(crate) fn new(per_second: u32, burst: u32, now: Instant) -> Self {
+    /// A bucket that is full at `now`.
+    #[must_use]
+    pub fn new(per_second: u32, burst: u32, now: Instant) -> Self {
         Self {
             per_second,
             burst,
@@ -83,7 +85,8 @@ impl TokenBucket {
         }
     }
 
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
+    /// Takes one event, if it is allowed.
+    pub fn take(&mut self, now: Instant) -> bool {
         let elapsed: Duration = now.saturating_duration_since(self.filled);
         self.filled = now;
         self.tokens =

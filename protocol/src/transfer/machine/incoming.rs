@@ -208,7 +208,10 @@ impl Transfers {
                 self.suspend_incoming(now, key);
                 self.fail_incoming(key, TransferError::local(fault));
             }
-            (Stage::Dropping { fault }, Ok(Prepared::Ready { .. })) => self.discard(key, fault),
+            (Stage::Dropping { fault }, Ok(Prepared::Ready { have })) => {
+                incoming.have = have;
+                self.discard(key, fault);
+            }
             (Stage::Dropping { .. }, Ok(Prepared::Delivered { .. }) | Err(_)) => self.remove_incoming(key),
             // Nobody asked.
             (
@@ -617,7 +620,12 @@ impl Transfers {
 
     fn discard(&mut self, key: (PeerId, TransferId), fault: Fault) {
         let (peer, transfer) = key;
-        if keeps_partial(fault) {
+        // Of an offer that never brought anything there is nothing to keep, but the room that it was promised.
+        let empty = self
+            .incoming
+            .get(&key)
+            .is_none_or(|incoming| incoming.have.is_empty());
+        if keeps_partial(fault) && !empty {
             return self.remove_incoming(key);
         }
         if let Some(incoming) = self.incoming.get_mut(&key) {

@@ -417,10 +417,21 @@ fn a_silent_receiver_ends_the_transfer_after_some_stalls() {
 fn a_silent_sender_ends_the_transfer_after_some_stalls_and_what_arrived_is_kept() {
     // [XFER-10]
     let mut rig = Rig::receiver(TransferState::Receiving);
-    rig.pass((STALL_TIMEOUT + STALL_MARGIN) * STALLS_MAX);
+    rig.durable(2);
+    rig.pass((STALL_TIMEOUT + STALL_MARGIN) * (STALLS_MAX + 1));
     assert_eq!(rig.ended(), [Err(Fault::TimedOut)]);
     assert_eq!(rig.faults(), [Fault::TimedOut]);
     assert_eq!((rig.jobs(), rig.state()), (Vec::new(), None));
+}
+
+#[test]
+fn an_offer_of_which_nothing_came_gives_its_room_back_when_it_times_out() {
+    // [XFER-17] Offers cost nothing, and the room that they are promised is everybody's.
+    let mut rig = Rig::receiver(TransferState::Receiving);
+    rig.pass((STALL_TIMEOUT + STALL_MARGIN) * STALLS_MAX);
+    assert_eq!(rig.ended(), [Err(Fault::TimedOut)]);
+    assert_eq!(rig.faults(), [Fault::TimedOut]);
+    assert!(matches!(rig.jobs()[..], [Job::Discard { .. }]));
 }
 
 #[test]
@@ -547,13 +558,14 @@ fn a_cancel_while_disconnected_is_told_when_the_peer_is_back() {
 fn a_transfer_that_its_sender_has_forgotten_ends_and_what_arrived_is_kept() {
     // [XFER-12] [XFER-13]
     let mut rig = Rig::receiver(TransferState::Waiting);
+    rig.durable(2);
     rig.input(Input::PeerUp { peer: P });
     rig.pass(PROBE_AFTER);
     assert_eq!(
         rig.frames(),
         [Frame::Accept(Accept {
             transfer: ID,
-            have: ranges(0),
+            have: ranges(2),
             attempt: 2
         })]
     );
