@@ -22,7 +22,7 @@ use hyperfabric_protocol::{Signed, UnixMillis};
 use quinn::Connection;
 
 use crate::harness::{PATIENCE, Peer, ended, eventually, id, run, within};
-use crate::raw::{BULK, CHUNKS, CONTROL, PROMPT, Raw};
+use crate::raw::{BULK, CHUNKS, CONTROL, PROMPT, Raw, resident_kib};
 
 /// Streams without a kind byte.
 const STREAMS: u32 = 5_000;
@@ -35,13 +35,6 @@ const GROWTH_KIB_MAX: u64 = 64 * 1024;
 /// The honest member's file, and how fast its link is: it is under way during every attack.
 const FILE_BYTES: usize = 24 << 20;
 const BYTES_PER_SECOND: u64 = 1 << 20;
-
-/// Resident memory of this process, in KiB.
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
 
 /// Follows the largest resident memory until told to stop.
 fn watch_memory(stop: &Arc<AtomicBool>) -> Arc<AtomicU64> {

@@ -17,4 +17,5 @@ mod harness;
 mod hostile;
 mod idle;
 mod raw;
+mod siege;
 mod transfer;

@@ -22,10 +22,12 @@ use crate::harness::{Seed, within};
 
 pub(crate) const PROMPT: &[u8] = b"hyperfabric/1";
 pub(crate) const BULK: &[u8] = b"hyperfabric-bulk/1";
+pub(crate) const JOIN: &[u8] = b"hyperfabric-join/1";
 /// Kind bytes of streams.
 pub(crate) const CONTROL: u8 = 1;
 pub(crate) const CHUNKS: u8 = 1;
 pub(crate) const REQUEST: u8 = 2;
+pub(crate) const ECHO: u8 = 3;
 
 const IDENTITY_OID: [u64; 9] = [1, 3, 6, 1, 4, 1, 53594, 1, 1];
 
@@ -108,6 +110,13 @@ fn leaf(key: &SigningKey, membership: &[u8]) -> CertifiedKey {
     CertifiedKey::new(vec![certificate.into()], signer)
 }
 
+/// Resident memory of this process, in KiB.
+pub(crate) fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// A member without manners.
 pub(crate) struct Raw {
     endpoint: quinn::Endpoint,
@@ -123,6 +132,10 @@ impl Raw {
             key: seed.folder.key().unwrap(),
             membership: credential.0.membership.to_bytes(),
         }
+    }
+
+    pub(crate) fn membership(&self) -> &[u8] {
+        &self.membership
     }
 
     pub(crate) async fn dial(&self, to: SocketAddr, alpn: &[u8]) -> Result<Connection, ConnectionError> {
@@ -189,7 +202,7 @@ impl Raw {
 /// A control stream.
 pub(crate) struct Control {
     pub(crate) send: SendStream,
-    recv: RecvStream,
+    pub(crate) recv: RecvStream,
 }
 
 impl Control {
