@@ -627,6 +627,8 @@ impl World {
             PayloadOrder::Forget { peer, transfer } => {
                 self.peers[index.0].expecting.remove(&(peer, transfer));
             }
+            // The disks of the world do not fill up.
+            PayloadOrder::Keep { .. } => {}
         }
     }
 

@@ -144,6 +144,10 @@ impl Host for NodeHost {
                 // Not open any more is what is wanted.
                 drop(self.inner.receiver.expect(transfer, from, None));
             }
+            PayloadOrder::Keep { peer: from, transfer } => {
+                let now = self.inner.clock.now().wall;
+                self.inner.receiver.keep(transfer, from, now);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyperfabric_protocol::transfer::{Fault, Offer, PayloadKind};
-use hyperfabric_protocol::{NodeId, TransferId};
+use hyperfabric_protocol::{NodeId, PeerId, TransferId, UnixMillis};
 
 use crate::config::Accept;
 use crate::storage::{NAME_BYTES_MAX, PathFault, RelPath};
@@ -195,7 +195,9 @@ fn cut(text: &str, bytes: usize) -> &str {
 }
 
 /// Room promised to unfinished transfers, so that two offers are not promised the same bytes.
-#[derive(Debug)]
+///
+/// A sender that never comes back must not keep others out: promises whose transfers are not under way give way.
+#[derive(Clone, Debug)]
 pub(super) struct Reservations {
     /// Bytes of finished files in the inbox, as last counted.
     pub(super) used: u64,
@@ -206,8 +208,17 @@ pub(super) struct Reservations {
 struct Reservation {
     peer: [u8; 32],
     size: u64,
-    /// Bytes that the disk has not given yet.
+    /// Bytes that the disk is to give in all, and those that it has not given yet.
+    disk_bytes: u64,
     to_take: u64,
+    /// From when on it gives way to others: its transfer is not under way.
+    idle_from: Option<UnixMillis>,
+}
+
+impl Reservation {
+    fn is_idle(&self, now: UnixMillis) -> bool {
+        self.idle_from.is_some_and(|from| from <= now)
+    }
 }
 
 impl Reservations {
@@ -260,6 +271,12 @@ impl Reservations {
         offer: &Offer,
         room: &Room,
     ) -> Result<(), Refusal> {
+        self.check(peer, offer, room)?;
+        self.hold(transfer, peer, offer, Self::disk_bytes(offer));
+        Ok(())
+    }
+
+    fn check(&self, peer: [u8; 32], offer: &Offer, room: &Room) -> Result<(), Refusal> {
         let of_peer = self.held.values().filter(|held| held.peer == peer).count();
         if self.held.len() >= UNFINISHED_MAX || of_peer >= UNFINISHED_PER_PEER_MAX {
             return Err(Refusal::Busy);
@@ -274,8 +291,58 @@ impl Reservations {
         if needed > left {
             return Err(Refusal::Disk { needed, left });
         }
-        self.hold(transfer, peer, offer, needed);
         Ok(())
+    }
+
+    /// Finds the idle transfers, the longest idle first, that must give way so that an offer can be promised room; none
+    /// when even all of them would not be enough, or none is needed.
+    pub(super) fn victims(
+        &self,
+        peer: [u8; 32],
+        offer: &Offer,
+        room: &Room,
+        now: UnixMillis,
+    ) -> Vec<(TransferId, PeerId)> {
+        let mut rest = self.clone();
+        let mut room = room.clone();
+        let mut idle: Vec<_> = self.held.iter().filter(|(_, held)| held.is_idle(now)).collect();
+        idle.sort_unstable_by_key(|(_, held)| held.idle_from);
+        let mut victims = Vec::new();
+        let mut idle = idle.into_iter();
+        while rest.check(peer, offer, &room).is_err() {
+            let Some((transfer, held)) = idle.next() else {
+                return Vec::new();
+            };
+            rest.held.remove(transfer);
+            room.free_bytes = room
+                .free_bytes
+                .saturating_add(held.disk_bytes.saturating_sub(held.to_take));
+            victims.push((*transfer, PeerId(held.peer)));
+        }
+        victims
+    }
+
+    /// Notes that a transfer is not under way any more, and that what arrived of it gives way to others, later or now.
+    pub(super) fn set_idle(&mut self, transfer: TransferId, peer: PeerId, from: UnixMillis) {
+        if let Some(held) = self.held.get_mut(&transfer)
+            && held.peer == peer.0
+        {
+            held.idle_from = Some(from);
+        }
+    }
+
+    /// Notes that a transfer is under way again.
+    pub(super) fn set_busy(&mut self, transfer: TransferId, peer: PeerId) {
+        if let Some(held) = self.held.get_mut(&transfer)
+            && held.peer == peer.0
+        {
+            held.idle_from = None;
+        }
+    }
+
+    /// Whether a transfer gives way to others.
+    pub(super) fn is_idle(&self, transfer: TransferId, now: UnixMillis) -> bool {
+        self.held.get(&transfer).is_some_and(|held| held.is_idle(now))
     }
 
     /// Holds room without asking: for a transfer that was promised it before a restart.
@@ -283,7 +350,9 @@ impl Reservations {
         let reservation = Reservation {
             peer,
             size: offer.size,
+            disk_bytes: Self::disk_bytes(offer),
             to_take,
+            idle_from: None,
         };
         self.held.insert(transfer, reservation);
     }

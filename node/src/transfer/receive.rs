@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, ChunkRanges, Fault};
-use hyperfabric_protocol::{PeerId, TransferId};
+use hyperfabric_protocol::{PeerId, TransferId, UnixMillis};
 use tokio::time::MissedTickBehavior;
 
 use super::buffers::{Buffer, BufferBudget, BufferPool};
@@ -268,6 +268,12 @@ impl Receiver {
     ) -> Result<(), ReceiveError> {
         self.find(transfer, peer)?.set_attempt(attempt);
         Ok(())
+    }
+
+    /// Notes that a transfer has ended, and that what arrived of it is kept for a later attempt: the next offer that
+    /// needs its room gets it.
+    pub fn keep(&self, transfer: TransferId, peer: PeerId, now: UnixMillis) {
+        self.shared.reservations().set_idle(transfer, peer, now);
     }
 
     /// Receives one stream of an attempt, to its end.

@@ -305,6 +305,13 @@ pub enum PayloadOrder {
         /// Which transfer.
         transfer: TransferId,
     },
+    /// The transfer has ended; keep what was received for a later attempt, until its room is needed. [XFER-17]
+    Keep {
+        /// From whom.
+        peer: PeerId,
+        /// Which transfer.
+        transfer: TransferId,
+    },
 }
 
 /// What must happen outside.

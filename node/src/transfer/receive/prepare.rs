@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, RwLock};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
+use hyperfabric_protocol::transfer::limits::SUSPENDED_MAX;
 use hyperfabric_protocol::transfer::{ChunkRanges, Offer, PayloadKind, RANGES_MAX};
 use hyperfabric_protocol::{PeerId, TransferId, UnixMillis};
 
@@ -86,6 +87,9 @@ impl Receiver {
             let on_disk = storage.metadata(&partial)?.map_or(0, |found| found.len);
             let to_take = Reservations::disk_bytes(&record.offer).saturating_sub(on_disk);
             reservations.hold(record.transfer, record.peer.0, &record.offer, to_take);
+            // Its sender is given the time to come back that it would have without a restart.
+            let idle_from = record.started.after(SUSPENDED_MAX);
+            reservations.set_idle(record.transfer, record.peer, idle_from);
             known.push(partial);
             known.push(staging_path(record.transfer));
         }
@@ -124,16 +128,38 @@ impl Receiver {
         attempt: u32,
         now: UnixMillis,
     ) -> Result<Prepared, ReceiveError> {
-        let _turn = Turn::take(&self.shared, transfer)?;
+        let _turn = Turn::take(&self.shared, transfer).ok_or(Refusal::Busy)?;
+        self.shared.reservations().set_busy(transfer, peer);
+        let prepared = self.prepare_busy(transfer, peer, offer, attempt, now).await;
+        if prepared.is_err() {
+            // The machine says what becomes of what was there; until then it is nobody's.
+            self.shared.reservations().set_idle(transfer, peer, now);
+        }
+        prepared
+    }
+
+    async fn prepare_busy(
+        &self,
+        transfer: TransferId,
+        peer: PeerId,
+        offer: Offer,
+        attempt: u32,
+        now: UnixMillis,
+    ) -> Result<Prepared, ReceiveError> {
         if let Some(have) = self.reopen(transfer, peer, &offer, attempt).await? {
             return Ok(Prepared::Ready { have });
         }
-        let shared = Arc::clone(&self.shared);
-        let found = self
-            .shared
-            .workers
-            .run(move || shared.find_or_begin(transfer, peer, offer, now))
-            .await??;
+        let found = match self.find_or_begin(transfer, peer, &offer, now).await {
+            Err(ReceiveError::Refused(
+                refusal @ (Refusal::Quota { .. } | Refusal::Disk { .. } | Refusal::Busy),
+            )) => {
+                if !self.make_room(peer, &offer, now).await? {
+                    return Err(refusal.into());
+                }
+                self.find_or_begin(transfer, peer, &offer, now).await?
+            }
+            found => found?,
+        };
         let (record, file, claims) = match found {
             Found::Delivered(delivered) => {
                 return Ok(Prepared::AlreadyDelivered {
@@ -155,6 +181,44 @@ impl Receiver {
         incoming.set_attempt(Some(attempt));
         self.shared.open().insert(transfer, Arc::new(incoming));
         Ok(Prepared::Ready { have })
+    }
+
+    async fn find_or_begin(
+        &self,
+        transfer: TransferId,
+        peer: PeerId,
+        offer: &Offer,
+        now: UnixMillis,
+    ) -> Result<Found, ReceiveError> {
+        let (shared, offer) = (Arc::clone(&self.shared), offer.clone());
+        self.shared
+            .workers
+            .run(move || shared.find_or_begin(transfer, peer, offer, now))
+            .await?
+    }
+
+    /// Removes what is kept of transfers that are not under way, as far as an offer needs their room; returns whether
+    /// there was anything to remove.
+    async fn make_room(&self, peer: PeerId, offer: &Offer, now: UnixMillis) -> Result<bool, ReceiveError> {
+        let (shared, wanted) = (Arc::clone(&self.shared), offer.clone());
+        let victims = self
+            .shared
+            .workers
+            .run(move || shared.victims(peer, &wanted, now))
+            .await??;
+        let mut removed = false;
+        for (victim, of) in victims {
+            let Some(_turn) = Turn::take(&self.shared, victim) else {
+                // Its sender is back.
+                continue;
+            };
+            if self.shared.reservations().is_idle(victim, now) {
+                tracing::info!(transfer = %victim, "an unfinished transfer gives way to another one");
+                self.discard(victim, of).await?;
+                removed = true;
+            }
+        }
+        Ok(removed)
     }
 
     /// The chunks of a transfer that is open already; `None` when it has to be taken up from the journal.
@@ -234,19 +298,18 @@ fn keep_announceable(claims: &mut Vec<(u64, ChunkValue)>) {
     claims.truncate(end.unwrap_or(claims.len()));
 }
 
-/// Keeps two prepares of one transfer apart.
+/// Keeps a transfer's prepares apart from each other, and from making room.
 struct Turn<'a> {
     shared: &'a Shared,
     transfer: TransferId,
 }
 
 impl<'a> Turn<'a> {
-    fn take(shared: &'a Shared, transfer: TransferId) -> Result<Self, ReceiveError> {
-        if shared.preparing().insert(transfer) {
-            Ok(Self { shared, transfer })
-        } else {
-            Err(ReceiveError::NotOpen)
-        }
+    fn take(shared: &'a Shared, transfer: TransferId) -> Option<Self> {
+        shared
+            .preparing()
+            .insert(transfer)
+            .then(|| Self { shared, transfer })
     }
 }
 
@@ -341,11 +404,25 @@ impl Shared {
             let used = self.storage.bytes_below(&inbox_folder())?;
             self.reservations().used = used;
         }
-        let room = Room {
-            policy,
-            free_bytes: self.storage.free_bytes()?,
-        };
+        let room = self.room()?;
         Ok(self.reservations().reserve(transfer, peer.0, offer, &room)?)
+    }
+
+    fn room(&self) -> Result<Room, ReceiveError> {
+        Ok(Room {
+            policy: self.policy(),
+            free_bytes: self.storage.free_bytes()?,
+        })
+    }
+
+    fn victims(
+        &self,
+        peer: PeerId,
+        offer: &Offer,
+        now: UnixMillis,
+    ) -> Result<Vec<(TransferId, PeerId)>, ReceiveError> {
+        let room = self.room()?;
+        Ok(self.reservations().victims(peer.0, offer, &room, now))
     }
 
     fn create_partial(&self, record: &IncomingRecord) -> Result<Arc<dyn StorageFile>, ReceiveError> {

@@ -1,6 +1,7 @@
 //! Full disks, read-only inboxes, quotas, and sources that change: typed, without a trace, and not the end of others.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use super::super::inbox::Refusal;
 use super::super::source::SourceFault;
@@ -185,7 +186,7 @@ async fn a_source_that_changes_or_shrinks_is_a_typed_fault() {
             Outcome::Lost
         ));
         // The clock of file times moves in steps of some milliseconds.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
         let failed = loop {
             change(&folder.path().join("f"));
             match sending.attempt(&node, Some(60_000)).await {
@@ -247,15 +248,82 @@ async fn a_transfer_of_which_nothing_has_come_for_long_enough_is_abandoned() {
     let written = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
-    let after = |time: std::time::Duration| {
+    let after = |time: Duration| {
         hyperfabric_protocol::UnixMillis(u64::try_from((written + time).as_millis()).unwrap())
     };
     let idle = node.receiver.idle(after(limit / 2)).await.unwrap();
     assert!(idle.abandoned.is_empty());
-    assert!(
-        idle.next.unwrap() > limit / 3
-            && idle.next.unwrap() <= limit / 2 + std::time::Duration::from_secs(60)
-    );
+    assert!(idle.next.unwrap() > limit / 3 && idle.next.unwrap() <= limit / 2 + Duration::from_secs(60));
     let idle = node.receiver.idle(after(limit * 2)).await.unwrap();
     assert_eq!((idle.abandoned.len(), idle.next), (1, None));
+}
+
+/// Offers, loses the stream after some chunks, and ends as a sender does that never comes back.
+async fn left_behind(node: &Node, id: u8) -> Sending {
+    let mut sending = Sending::new("f", id, memory(60_000, 1), CHUNK);
+    assert!(matches!(sending.attempt(node, Some(30_000)).await, Outcome::Lost));
+    sending
+}
+
+#[tokio::test]
+async fn what_is_kept_of_an_ended_transfer_gives_way_when_its_room_is_needed() {
+    let storage = LossyStorage::new();
+    let node = Node::lossy(&storage, small_tuning(CHUNK));
+    node.receiver.set_policy(InboxPolicy {
+        quota_bytes: Some(200_000),
+        min_free_bytes: 0,
+        ..InboxPolicy::default()
+    });
+    let (first, second) = (left_behind(&node, 1).await, left_behind(&node, 2).await);
+    // Both may still go on: nothing gives way.
+    let mut third = Sending::new("g", 3, memory(100_000, 1), CHUNK);
+    let refused = third.attempt(&node, None).await;
+    assert!(matches!(
+        refused,
+        Outcome::ReceiveFailed(ReceiveError::Refused(Refusal::Quota { left: 80_000, .. }))
+    ));
+    node.receiver
+        .keep(second.transfer(), PEER, NOW.before(Duration::from_secs(1)));
+    node.receiver.keep(first.transfer(), PEER, NOW);
+    // In vain, and so not at all.
+    let mut huge = Sending::new("h", 4, memory(200_001, 1), CHUNK);
+    assert_eq!(fails_with(&node, &mut huge).await, Fault::QuotaExceeded);
+    for kept in [&first, &second] {
+        assert!(node.store.incoming(kept.transfer()).unwrap().is_some());
+    }
+    // The one that ended first goes first, and no more than are needed.
+    third.deliver(&node).await;
+    assert_eq!(node.store.incoming(second.transfer()).unwrap(), None);
+    assert!(node.store.incoming(first.transfer()).unwrap().is_some());
+    let (mut first, mut second) = (first, second);
+    assert_eq!(
+        fails_with(&node, &mut Sending::new("i", 5, memory(100_001, 1), CHUNK)).await,
+        Fault::QuotaExceeded
+    );
+    first.deliver(&node).await;
+    // What gave way can come again, from its beginning, when there is room.
+    assert_eq!(fails_with(&node, &mut second).await, Fault::QuotaExceeded);
+}
+
+#[tokio::test]
+async fn another_sender_cannot_make_a_transfer_give_way() {
+    let storage = LossyStorage::new();
+    let node = Node::lossy(&storage, small_tuning(CHUNK));
+    node.receiver.set_policy(InboxPolicy {
+        quota_bytes: Some(100_000),
+        min_free_bytes: 0,
+        ..InboxPolicy::default()
+    });
+    let sending = left_behind(&node, 1).await;
+    let other = PeerId([2; 32]);
+    let offer = Sending::new("f", 1, memory(10, 1), CHUNK).offer;
+    let stolen = node
+        .receiver
+        .prepare(sending.transfer(), other, offer, 1, NOW)
+        .await;
+    assert!(matches!(stolen, Err(ReceiveError::Violation(_))));
+    node.receiver.keep(sending.transfer(), other, NOW);
+    let mut large = Sending::new("g", 2, memory(90_000, 1), CHUNK);
+    assert_eq!(fails_with(&node, &mut large).await, Fault::QuotaExceeded);
+    assert!(node.store.incoming(sending.transfer()).unwrap().is_some());
 }

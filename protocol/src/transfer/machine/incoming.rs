@@ -626,6 +626,8 @@ impl Transfers {
             .get(&key)
             .is_none_or(|incoming| incoming.have.is_empty());
         if keeps_partial(fault) && !empty {
+            self.outputs
+                .push_back(Output::Payload(PayloadOrder::Keep { peer, transfer }));
             return self.remove_incoming(key);
         }
         if let Some(incoming) = self.incoming.get_mut(&key) {

@@ -420,7 +420,14 @@ fn a_silent_sender_ends_the_transfer_after_some_stalls_and_what_arrived_is_kept(
     rig.durable(2);
     rig.pass((STALL_TIMEOUT + STALL_MARGIN) * (STALLS_MAX + 1));
     assert_eq!(rig.ended(), [Err(Fault::TimedOut)]);
-    assert_eq!(rig.faults(), [Fault::TimedOut]);
+    let outputs = rig.outputs();
+    // [XFER-17]
+    assert!(outputs.contains(&Output::Payload(PayloadOrder::Keep {
+        peer: P,
+        transfer: ID
+    })));
+    let is_abort = |output: &Output| matches!(output, Output::Frame { frame: Frame::Abort(abort), .. } if abort.fault == Fault::TimedOut);
+    assert_eq!(outputs.iter().filter(|output| is_abort(output)).count(), 1);
     assert_eq!((rig.jobs(), rig.state()), (Vec::new(), None));
 }
 

@@ -100,6 +100,7 @@ impl World {
                 Output::Payload(PayloadOrder::Stop { .. }) => self.sending = None,
                 Output::Payload(PayloadOrder::Expect { attempt, .. }) => self.expected = Some(attempt),
                 Output::Payload(PayloadOrder::Forget { .. }) => self.expected = None,
+                Output::Payload(PayloadOrder::Keep { .. }) => {}
             }
         }
         while let Some(event) = self.sides[side].poll_event() {
