@@ -419,6 +419,8 @@ struct Remembered {
     fault: Fault,
     /// Whether the peer must still be told.
     owed: bool,
+    /// Whether what the peer was told may still get lost with the connection.
+    unsure: bool,
 }
 
 /// The transfer machine.

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use super::{Output, Remembered, Role, TransferError, Transfers};
 use crate::frame::{Abort, Frame};
@@ -103,7 +104,7 @@ impl Transfers {
         let moved = core::mem::replace(&mut entry.up, true);
         let owed: Vec<(TransferId, Role)> = self
             .remembered
-            .range((peer, TransferId([0; 16]), Role::Sender)..=(peer, TransferId([0xff; 16]), Role::Receiver))
+            .range(Self::remembered_of(peer))
             .filter(|(_, remembered)| remembered.owed || moved)
             .map(|((_, transfer, role), _)| (*transfer, *role))
             .collect();
@@ -131,6 +132,9 @@ impl Transfers {
         };
         if !core::mem::replace(&mut entry.up, false) {
             return;
+        }
+        for (_, remembered) in self.remembered.range_mut(Self::remembered_of(peer)) {
+            remembered.owed |= core::mem::take(&mut remembered.unsure);
         }
         for transfer in self.outgoing_of(peer) {
             self.suspend_outgoing(now, transfer, None);
@@ -169,7 +173,13 @@ impl Transfers {
         let owed = !self.is_up(peer);
         self.send_abort(peer, transfer, fault);
         let key = (peer, transfer, role);
-        if self.remembered.insert(key, Remembered { fault, owed }).is_none() {
+        let remembered = Remembered {
+            fault,
+            owed,
+            // A sender that was not told offers again and hears it then; a receiver would wait in vain.
+            unsure: !owed && role == Role::Sender,
+        };
+        if self.remembered.insert(key, remembered).is_none() {
             self.remembered_order.push_back(key);
             if self.remembered_order.len() > ENDED_REMEMBERED_MAX
                 && let Some(oldest) = self.remembered_order.pop_front()
@@ -177,6 +187,11 @@ impl Transfers {
                 self.remembered.remove(&oldest);
             }
         }
+    }
+
+    /// The keys of what is remembered for a peer.
+    fn remembered_of(peer: PeerId) -> RangeInclusive<(PeerId, TransferId, Role)> {
+        (peer, TransferId([0; 16]), Role::Sender)..=(peer, TransferId([0xff; 16]), Role::Receiver)
     }
 
     pub(super) fn recall(&self, peer: PeerId, transfer: TransferId, role: Role) -> Option<Fault> {

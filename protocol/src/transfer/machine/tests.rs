@@ -562,6 +562,27 @@ fn a_cancel_while_disconnected_is_told_when_the_peer_is_back() {
 }
 
 #[test]
+fn what_a_sender_said_on_a_connection_that_was_lost_is_said_once_more() {
+    // [XFER-12]
+    let mut rig = Rig::sender(TransferState::Sending);
+    rig.input(Input::Cancel { transfer: ID });
+    assert_eq!(rig.faults(), [Fault::Cancelled]);
+    rig.input(Input::PeerDown { peer: P });
+    rig.input(Input::PeerUp { peer: P });
+    assert_eq!(rig.faults(), [Fault::Cancelled]);
+    rig.input(Input::PeerDown { peer: P });
+    rig.input(Input::PeerUp { peer: P });
+    assert_eq!(rig.faults(), []);
+    // A receiver's word of an earlier time would end what its sender has taken up again.
+    let mut rig = Rig::receiver(TransferState::Receiving);
+    rig.input(Input::Cancel { transfer: ID });
+    assert_eq!(rig.faults(), [Fault::Cancelled]);
+    rig.input(Input::PeerDown { peer: P });
+    rig.input(Input::PeerUp { peer: P });
+    assert_eq!(rig.faults(), []);
+}
+
+#[test]
 fn a_transfer_that_its_sender_has_forgotten_ends_and_what_arrived_is_kept() {
     // [XFER-12] [XFER-13]
     let mut rig = Rig::receiver(TransferState::Waiting);
