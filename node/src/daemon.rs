@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::api::{ApiServeError, ApiServer};
 use crate::config::FabricConfig;
+use crate::directory::duplicate_warning;
 use crate::hardware;
 use crate::node::{Environment, Node, NodeConfig, NodeControl, StartNodeError};
 use crate::paths::{DataDir, DataDirLock, PathError};
@@ -360,7 +361,7 @@ async fn log_events(mut events: tokio::sync::broadcast::Receiver<Event>) {
             }) => tracing::info!(%peer, %name, "a member was revoked"),
             Ok(Event::DuplicateNode { node_id, holder }) => {
                 let error = hyperfabric_protocol::error::DuplicateNodeError { node_id, holder };
-                tracing::warn!("DuplicateNodeError: {error}; ask for a ticket with another name");
+                tracing::warn!("{}", duplicate_warning(&error));
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,

@@ -8,9 +8,11 @@ use hyperfabric_mesh::driver::{Handle, Stopped};
 use hyperfabric_mesh::{Connection, Side};
 use hyperfabric_protocol::admission::AdmitError;
 use hyperfabric_protocol::cert::MeshRoot;
+use hyperfabric_protocol::error::DuplicateNodeError;
 use hyperfabric_protocol::fabric::{Event, RevokeError};
 use hyperfabric_protocol::flood::{Item, ItemKey, ItemKind};
 use hyperfabric_protocol::ticket::Credential;
+use hyperfabric_protocol::types::NodeSignature;
 use hyperfabric_protocol::{Address, Fabric, NodeId, PeerId};
 use tokio::sync::broadcast;
 
@@ -71,7 +73,7 @@ impl Directory {
     ) -> Result<Status, ApiError> {
         let facts = self.act(|fabric, _| {
             let root = fabric.admission().root().cloned();
-            let nodes: usize = fabric.directory().records().map(|r| r.body.nodes.0.len()).sum();
+            let nodes = fabric.directory().nodes().count();
             let not_after = fabric.admission().own().map(|(_, m)| m.not_after.0);
             (
                 root,
@@ -79,9 +81,10 @@ impl Directory {
                 fabric.admission().admitter().is_some(),
                 nodes as u64,
                 fabric.connected().count() as u64,
+                lost_claims(fabric),
             )
         });
-        let (root, certificate_expires_unix_ms, admitter, nodes, peers) = facts.await?;
+        let (root, certificate_expires_unix_ms, admitter, nodes, peers, lost) = facts.await?;
         let peer_id = self.handle.peer_id();
         let listen = self.addresses().into_iter();
         Ok(Status {
@@ -100,7 +103,7 @@ impl Directory {
             transfers: 0,
             inbox_bytes: 0,
             inbox_free_bytes: 0,
-            warnings: Vec::new(),
+            warnings: lost.iter().map(duplicate_warning).collect(),
         })
     }
 
@@ -120,7 +123,9 @@ impl Directory {
                     .flood()
                     .get(&key)
                     .and_then(|signed| Item::unverified(signed).ok());
-                for node in &record.body.nodes.0 {
+                // [DIR-3] Who has lost a name to another peer claims it in vain.
+                let held = |node: &&NodeSignature| fabric.directory().host_of(&node.node_id) == Some(peer);
+                for node in record.body.nodes.0.iter().filter(held) {
                     nodes.push(NodeRecord {
                         signature: node.clone(),
                         peer_id: peer,
@@ -342,6 +347,26 @@ pub(crate) fn admit_error(error: &AdmitError) -> ApiError {
 }
 
 /// Finds one of the known nodes.
+/// The nodes of this peer whose names belong to other peers.
+fn lost_claims(fabric: &Fabric) -> Vec<DuplicateNodeError> {
+    let lost = fabric.own_nodes().iter().filter_map(|node| {
+        let holder = fabric.directory().host_of(&node.node_id)?;
+        (holder != fabric.peer_id()).then(|| DuplicateNodeError {
+            node_id: node.node_id.clone(),
+            holder,
+        })
+    });
+    lost.collect()
+}
+
+/// Tells the owner of a peer that lost a name what can be done about it.
+pub(crate) fn duplicate_warning(error: &DuplicateNodeError) -> String {
+    format!(
+        "DuplicateNodeError: {error}; to be reached, join under another name, with a new ticket (an open mesh needs \
+         none) and another --data-dir"
+    )
+}
+
 pub(crate) fn find_node(nodes: Vec<NodeRecord>, id: NodeId) -> Result<NodeRecord, ApiError> {
     nodes
         .into_iter()

@@ -178,6 +178,11 @@ impl Directory {
             .map(|(_, peer)| *peer)
     }
 
+    /// Returns every node that can be addressed.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.claims.keys()
+    }
+
     /// Returns a node's specification, as its host publishes it.
     #[must_use]
     pub fn node(&self, node_id: &NodeId) -> Option<(&NodeSignature, &Record)> {

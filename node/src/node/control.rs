@@ -71,7 +71,7 @@ impl NodeControl {
             transfers: inner.board.list().iter().filter(|t| !t.state.is_ended()).count() as u64,
             inbox_bytes,
             inbox_free_bytes,
-            warnings: self.warnings.clone(),
+            warnings: [self.warnings.clone(), status.warnings].concat(),
             ..status
         })
     }
