@@ -103,6 +103,13 @@ impl Directory {
             transfers: 0,
             inbox_bytes: 0,
             inbox_free_bytes: 0,
+            handshakes_refused: self
+                .handle
+                .endpoint()
+                .refusals()
+                .iter()
+                .map(|(_, count)| count)
+                .sum(),
             warnings: lost.iter().map(duplicate_warning).collect(),
         })
     }

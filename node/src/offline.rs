@@ -72,7 +72,7 @@ pub enum JoinError {
     #[error("the ticket's issuer answered with something that is not a certificate for this peer")]
     BadAnswer,
     /// The certificate was made for another peer, or is not valid.
-    #[error("this certificate cannot be used here: it {0}")]
+    #[error("this certificate cannot be used here: the {0}")]
     Certificate(#[source] CertificateError),
 }
 

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use crate::address;
 use crate::connection::{CloseReason, Connection};
 use crate::sync::lock;
-use crate::tls::{Gate, LeafCell, ServerCrypto};
+use crate::tls::{Gate, LeafCell, Refusal, Refusals, ServerCrypto};
 use crate::wire::{QuinnSocket, Wire};
 
 use self::limits::Ledger;
@@ -86,6 +86,7 @@ pub(crate) struct Shared {
     runtime: Handle,
     limits: Limits,
     ledger: Arc<Ledger>,
+    refusals: Refusals,
     transports: Transports,
     crypto: Arc<ServerCrypto>,
     socket: Arc<QuinnSocket>,
@@ -143,6 +144,7 @@ impl Endpoint {
             gate: config.gate,
             runtime: config.runtime.clone(),
             ledger: Arc::new(Ledger::new(&config.limits)),
+            refusals: Refusals::default(),
             limits: config.limits,
             transports: Transports::new(mtu_max),
             crypto: Arc::new(crypto),
@@ -193,6 +195,12 @@ impl Endpoint {
     #[must_use]
     pub fn accepted_connections(&self) -> usize {
         self.0.shared.ledger.total()
+    }
+
+    /// How often this endpoint has refused a peer in a handshake, whoever dialled, by reason.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(Refusal, u64)> {
+        self.0.shared.refusals.totals()
     }
 
     fn quic(&self) -> Option<quinn::Endpoint> {

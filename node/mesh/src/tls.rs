@@ -26,6 +26,7 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 
 pub use leaf::{Leaf, LeafCell, LeafError, MEMBERSHIP_OID};
 pub use refusal::Refusal;
+pub(crate) use refusal::Refusals;
 pub(crate) use session::{ClientCrypto, Handshake, ServerCrypto};
 pub use verifier::Gate;
 pub(crate) use verifier::{Admitted, SessionCell};

@@ -61,7 +61,9 @@ pub struct Status {
     pub inbox_bytes: u64,
     /// How much is free on the inbox's file system.
     pub inbox_free_bytes: u64,
-    /// What the owner should look at, such as a store that was moved aside.
+    /// How many handshakes this peer has refused since it was started.
+    pub handshakes_refused: u64,
+    /// What the owner should look at, such as a store that was moved aside or a name that another peer had first.
     pub warnings: Vec<String>,
 }
 

@@ -87,6 +87,7 @@ const STATUS: &[Field] = &[
     ("transfers", Always, Integer),
     ("inbox_bytes", Always, Integer),
     ("inbox_free_bytes", Always, Integer),
+    ("handshakes_refused", Always, Integer),
     ("warnings", Always, List(&Text)),
 ];
 

@@ -44,6 +44,7 @@ fn status_text(status: &Status) -> String {
                 size(status.inbox_free_bytes)
             ),
         ),
+        ("refused", format!("{} handshakes", status.handshakes_refused)),
         ("version", status.version.clone()),
     ]);
     for warning in &status.warnings {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::BoxStream;
-use hyperfabric_mesh::DiscoveryStats;
 use hyperfabric_mesh::driver::Stopped;
+use hyperfabric_mesh::{DiscoveryStats, Refusal};
 use hyperfabric_protocol::error::InvalidNodeError;
 use hyperfabric_protocol::fabric::RegisterError;
 use hyperfabric_protocol::types::NodeSignature;
@@ -222,6 +222,7 @@ impl NodeControl {
                 "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
             ));
         }
+        out.push_str(&refusal_metrics(&self.node.handle().endpoint().refusals()));
         Ok(out)
     }
 
@@ -231,6 +232,17 @@ impl NodeControl {
                 .hint("`hyperfabric transfers` lists those that are")
         })
     }
+}
+
+fn refusal_metrics(refusals: &[(Refusal, u64)]) -> String {
+    let name = "hyperfabric_handshakes_refused_total";
+    let mut out = format!(
+        "# HELP {name} Handshakes that this peer has refused, whoever dialled.\n# TYPE {name} counter\n"
+    );
+    for (reason, count) in refusals {
+        out.push_str(&format!("{name}{{reason=\"{}\"}} {count}\n", reason.word()));
+    }
+    out
 }
 
 fn register_error(error: &RegisterError) -> ApiError {

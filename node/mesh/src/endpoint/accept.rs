@@ -85,7 +85,8 @@ struct Attempt {
 impl Attempt {
     async fn run(self, incoming: Incoming, permit: OwnedSemaphorePermit) {
         let remote = canonical(incoming.remote_address());
-        let ledger = Arc::clone(&self.shared.ledger);
+        let shared = Arc::clone(&self.shared);
+        let ledger = &shared.ledger;
         let mut claimed = None;
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let result = self.establish(incoming, deadline, &mut claimed).await;
@@ -95,6 +96,9 @@ impl Attempt {
             Err(error) => Err(error),
         };
         let Err(error) = result else { return };
+        if let AcceptError::Refused(refusal) = error {
+            shared.refusals.count(refusal);
+        }
         let peer = claimed.map_or_else(|| "unknown".to_owned(), |peer: PeerId| peer.to_string());
         match error {
             AcceptError::Refused(refusal) if ledger.may_log() => {

@@ -122,7 +122,7 @@ async fn establish(
     config
         .transport_config(shared.transports.dialling(purpose))
         .initial_dst_cid_provider(Arc::new(move || transport::dial_cid(purpose)));
-    let fail = |error: &ConnectionError| explain(error, address, &cell);
+    let fail = |error: &ConnectionError| explain(shared, error, address, &cell);
     let connecting = endpoint
         .connect_with(config, address, SERVER_NAME)
         .map_err(|error| match error {
@@ -161,8 +161,9 @@ async fn establish(
     }
 }
 
-fn explain(error: &ConnectionError, address: SocketAddr, cell: &SessionCell) -> DialError {
+fn explain(shared: &Shared, error: &ConnectionError, address: SocketAddr, cell: &SessionCell) -> DialError {
     if let Some(reason) = cell.refusal() {
+        shared.refusals.count(reason);
         tracing::info!(%address, peer = ?cell.claimed(), reason = reason.word(), "refused a dialled peer: it {reason}");
         return DialError::Untrusted { address, reason };
     }

@@ -213,6 +213,10 @@ async fn whoever_the_dialler_refuses_is_named_with_the_reason() {
         let address = b.address();
         assert_eq!(result.unwrap_err(), DialError::Untrusted { address, reason });
     }
+    let refused = [Refusal::NotAMember, Refusal::Expired, Refusal::Revoked];
+    for (reason, count) in a.endpoint.refusals() {
+        assert_eq!(count, u64::from(refused.contains(&reason)), "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 //! A TLS alert says roughly why; alerts are too few for all reasons, so the CONNECTION_CLOSE frame's reason phrase names it exactly. Both
 //! are readable by the refused peer only. A peer that does not know the phrases still has the alert.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hyperfabric_protocol::cert::CertificateError as MembershipError;
 use rustls::CertificateError;
 
@@ -22,16 +24,16 @@ pub enum Refusal {
     #[error("is a member of another mesh")]
     OtherMesh,
     /// Its membership has run out.
-    #[error("membership certificate has expired")]
+    #[error("shows a membership certificate that has expired")]
     Expired,
     /// Its membership begins later than now.
-    #[error("membership certificate is not valid yet (check the clocks)")]
+    #[error("shows a membership certificate that is not valid yet (check the clocks)")]
     NotYetValid,
     /// A signature in its leaf or its membership is wrong.
-    #[error("certificate is forged")]
+    #[error("shows a forged certificate")]
     Forged,
     /// Its membership was revoked.
-    #[error("membership certificate was revoked")]
+    #[error("shows a membership certificate that was revoked")]
     Revoked,
     /// It is not the peer that was dialled, or the membership is not its own.
     #[error("is another peer than expected")]
@@ -40,7 +42,7 @@ pub enum Refusal {
     #[error("is banned here")]
     Banned,
     /// Its leaf or membership cannot be decoded, or its key is not ed25519.
-    #[error("certificate cannot be read")]
+    #[error("shows a certificate that cannot be read")]
     Malformed,
 }
 
@@ -110,6 +112,23 @@ impl Refusal {
             51 => Some(Self::Forged),
             _ => None,
         })
+    }
+}
+
+/// How often this side has refused somebody, by reason; counted from zero.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals([AtomicU64; Refusal::ALL.len()]);
+
+impl Refusals {
+    pub(crate) fn count(&self, reason: Refusal) {
+        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn totals(&self) -> Vec<(Refusal, u64)> {
+        Refusal::ALL
+            .into_iter()
+            .map(|reason| (reason, self.0[reason as usize].load(Ordering::Relaxed)))
+            .collect()
     }
 }
 

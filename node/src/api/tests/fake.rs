@@ -87,6 +87,7 @@ pub(crate) fn status() -> Status {
         transfers: 3,
         inbox_bytes: 4,
         inbox_free_bytes: 5,
+        handshakes_refused: 6,
         warnings: vec![],
     }
 }
