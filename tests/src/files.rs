@@ -38,6 +38,17 @@ impl Folder {
         self.0.path()
     }
 
+    /// Makes a file of `bytes` zeros that takes no space: large enough to be sent for as long as a test needs, and made
+    /// at once.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn sparse(&self, name: &str, bytes: u64) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        File::create(&path)?.set_len(bytes)?;
+        Ok(path)
+    }
+
     /// Writes a file of random bytes; `name` may have folders in it.
     ///
     /// # Errors
@@ -47,6 +58,21 @@ impl Folder {
         write_random(&path, content)?;
         Ok(path)
     }
+}
+
+/// Writes random bytes over a part of a file, whose length stays as it is.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn overwrite(path: &Path, offset: u64, content: Content) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = File::options().write(true).open(path)?;
+    let mut bytes = vec![0; usize::try_from(content.bytes)?];
+    blake3::Hasher::new()
+        .update(&content.seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    Ok(file.write_all_at(&bytes, offset)?)
 }
 
 /// Writes a file of random bytes, with the folders above it.

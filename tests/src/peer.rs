@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::files::{Folder, b3sum, files_below};
-use crate::process::{Exit, Outcome, Running, signal_process, status_field};
+use crate::process::{Exit, Outcome, Running, freeze, signal_process, status_field};
 use crate::wait::{PATIENCE, eventually, until};
 use crate::{binary, http};
 
@@ -125,13 +125,17 @@ impl Peer {
         self.up_with(&[])
     }
 
-    /// As [`Peer::up`], with further arguments.
+    /// As [`Peer::up`], with further arguments; another `--listen` replaces the one on loopback.
     ///
     /// # Errors
     /// As [`Peer::up`].
     pub fn up_with(&mut self, arguments: &[&str]) -> Result<&Ready> {
-        let up = ["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"];
-        self.serve(&[&up, arguments].concat())
+        let mut up = vec!["up", "--json", "--api", "127.0.0.1:0"];
+        if !arguments.contains(&"--listen") {
+            up.extend(["--listen", "127.0.0.1:0"]);
+        }
+        up.extend(arguments);
+        self.serve(&up)
     }
 
     /// Starts `bootstrap --json` with further arguments and waits until it serves.
@@ -348,6 +352,32 @@ impl Peer {
         Ok((path, hash))
     }
 
+    /// Stops the daemon where it is, as a process that hangs; it goes on when the value is dropped.
+    ///
+    /// # Errors
+    /// When the daemon is not up.
+    pub fn stall(&self) -> Result<Stalled> {
+        let id = self.pid()?;
+        let stalled = Stalled(id);
+        freeze(id)?;
+        Ok(stalled)
+    }
+
+    /// Returns the multiaddr, with the peer's id, of the daemon's first address on a loopback interface.
+    ///
+    /// # Errors
+    /// When the daemon is not up, or listens elsewhere.
+    pub fn address(&self) -> Result<String> {
+        let Ready { peer_id, listen, .. } = self.ready()?;
+        let loopback = ["/ip4/127.", "/ip6/::1/"];
+        let found = listen
+            .iter()
+            .find(|address| loopback.iter().any(|start| address.starts_with(start)))
+            .with_context(|| format!("no loopback address in {listen:?}"))?;
+        let plain = found.split("/p2p/").next().unwrap_or(found);
+        Ok(format!("{plain}/p2p/{peer_id}"))
+    }
+
     /// Returns the UDP port on which the daemon is reachable.
     ///
     /// # Errors
@@ -421,6 +451,17 @@ impl Drop for Peer {
             self.name,
             complaints.join("\n")
         );
+    }
+}
+
+/// A daemon that is stopped.
+#[derive(Debug)]
+pub struct Stalled(u32);
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile.
+        drop(signal_process(self.0, Signal::CONT));
     }
 }
 

@@ -148,10 +148,19 @@ fn a_peer_that_was_killed_and_is_back_is_known_as_such_within_two_seconds() -> R
             .and_then(|r| r["connected_unix_ms"].as_u64()))
     };
     let before = eventually("a connection", PATIENCE, || connected_since(alpha))?;
+    let port = beta.port()?;
+    let restarts = || {
+        alpha
+            .log()
+            .matches(&format!("connected peer={id} restarted=true"))
+            .count()
+    };
+    ensure!(restarts() == 0, "{}", alpha.log());
     beta.kill()?;
     beta.up()?;
+    ensure!(beta.port()? == port, "port {port} became {}", beta.port()?);
     until("a new connection", Duration::from_secs(2), || {
-        Ok(connected_since(alpha)? > Some(before))
+        Ok(connected_since(alpha)? > Some(before) && restarts() > 0)
     })?;
     ensure!(alpha.json(&["ping", "beta", "--count", "1"])?["success"] == true);
     Ok(())

@@ -5,11 +5,17 @@
 
 mod api;
 mod bootstrap;
+mod changed;
 mod contract;
+mod handshake;
 mod hostile;
 mod inbox;
 mod join;
+mod partition;
 mod refused;
 mod resume;
+mod revoked;
+mod stall;
+mod stranger;
 mod support;
 mod transfer;

@@ -3,27 +3,46 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
+use hyperfabric_mesh::Refusal;
+use hyperfabric_mesh::state::StateFolder;
+use hyperfabric_protocol::frame::JoinRefusal;
 use hyperfabric_protocol::ticket::Ticket;
 use hyperfabric_tests::wait::until;
 use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
 
+use crate::handshake::refused;
 use crate::support::{MIB, goes_on, start_send, under_way};
 
 /// How soon a revocation must be in force at every reachable peer.
 const REVOKED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Tries to redeem a ticket; it must be refused with an error, and the issuer must know why.
-fn is_refused(mesh: &Mesh, name: &str, ticket: &str) -> Result<()> {
-    let before = mesh.peers[0].log().len();
-    let peer = Peer::init(name)?;
-    let outcome = peer.run(&["join", ticket])?.expect(Exit::Refused)?;
-    ensure!(!outcome.stderr.trim().is_empty(), "the refused was not told why");
+/// Tries to redeem a ticket; it must be refused for this reason, and both sides must say so.
+fn is_refused(mesh: &Mesh, peer: &Peer, ticket: &str, reason: JoinRefusal) -> Result<()> {
+    let (issuer, reason) = (&mesh.peers[0], reason.to_string());
+    let id = StateFolder::new(peer.data_dir()).key()?.peer_id();
+    let logged = || {
+        let about = |line: &&str| {
+            line.contains("refused a ticket")
+                && line.contains(&format!("peer={id}"))
+                && line.contains(&format!("refusal={reason}"))
+        };
+        issuer.log().lines().filter(about).count()
+    };
+    let before = logged();
+    let outcome = peer.run(&["join", ticket, "--json"])?.expect(Exit::Refused)?;
+    let error = &outcome.json()?["error"];
+    ensure!(
+        error["code"] == "refused" && error["message"] == reason.as_str(),
+        "{outcome:?}"
+    );
+    ensure!(outcome.stderr.contains(&reason), "{outcome:?}");
     until("the reason in the issuer's log", PATIENCE, || {
-        Ok(mesh.peers[0].log().len() > before)
+        Ok(logged() == before + 1)
     })?;
     ensure!(
-        !mesh.peers[0].nodes()?.iter().any(|node| node == name),
-        "{name} is in the mesh"
+        !peer.data_dir().join("certificate").exists() && issuer.nodes()? == ["alpha"],
+        "{} is in the mesh",
+        peer.name()
     );
     Ok(())
 }
@@ -35,12 +54,11 @@ fn a_used_ticket_is_refused() -> Result<()> {
     let beta = Peer::init("beta")?;
     beta.run(&["join", &ticket])?.expect(Exit::Done)?;
     let second = Peer::init("beta2")?;
-    second.run(&["join", &ticket])?.expect(Exit::Refused)?;
+    is_refused(&mesh, &second, &ticket, JoinRefusal::Used)?;
     // Also after a restart: a use is on disk before the certificate leaves.
     mesh.peers[0].kill()?;
     mesh.peers[0].up()?;
-    second.run(&["join", &ticket])?.expect(Exit::Refused)?;
-    Ok(())
+    is_refused(&mesh, &second, &ticket, JoinRefusal::Used)
 }
 
 #[test]
@@ -51,7 +69,7 @@ fn an_expired_ticket_is_refused() -> Result<()> {
     until("the ticket to expire", PATIENCE, || {
         Ok(SystemTime::now() > expired)
     })?;
-    is_refused(&mesh, "beta", &ticket)
+    is_refused(&mesh, &Peer::init("beta")?, &ticket, JoinRefusal::Expired)
 }
 
 #[test]
@@ -59,7 +77,8 @@ fn a_ticket_with_another_secret_is_refused() -> Result<()> {
     let mesh = Mesh::found("lab", "alpha")?;
     let mut ticket: Ticket = mesh.invite("beta", &[])?.parse()?;
     ticket.0.secret[0] ^= 1;
-    is_refused(&mesh, "beta", &ticket.to_string())
+    let beta = Peer::init("beta")?;
+    is_refused(&mesh, &beta, &ticket.to_string(), JoinRefusal::UnknownTicket)
 }
 
 #[test]
@@ -67,7 +86,8 @@ fn a_ticket_whose_name_was_changed_is_refused() -> Result<()> {
     let mesh = Mesh::found("lab", "alpha")?;
     let mut ticket: Ticket = mesh.invite("beta", &[])?.parse()?;
     ticket.0.name = "gamma".parse()?;
-    is_refused(&mesh, "gamma", &ticket.to_string())
+    let gamma = Peer::init("gamma")?;
+    is_refused(&mesh, &gamma, &ticket.to_string(), JoinRefusal::OtherName)
 }
 
 #[test]
@@ -139,6 +159,11 @@ fn a_member_of_another_mesh_is_refused_in_the_handshake() -> Result<()> {
     // The dialler sees the other certificate first: it refuses, and the dialled peer is told.
     mallory.logs("reason=\"other-mesh\"")?;
     alpha.logs("a dialler refused this peer")?;
+    let counted = refused(mallory, Refusal::OtherMesh)?;
+    ensure!(counted > 0, "the refusal is not counted");
+    let status = mallory.json(&["status"])?;
+    ensure!(status["handshakes_refused"].as_u64() >= Some(counted), "{status}");
+    ensure!(alpha.json(&["status"])?["handshakes_refused"] == 0);
     ensure!(alpha.nodes()? == ["alpha"], "{:?}", alpha.nodes()?);
     ensure!(mallory.nodes()? == ["mallory"], "{:?}", mallory.nodes()?);
     Ok(())

@@ -7,9 +7,10 @@ use hyperfabric_tests::files::{b3sum, write_random};
 use hyperfabric_tests::process::{freeze, read_bytes};
 use hyperfabric_tests::wait::{eventually, until};
 use hyperfabric_tests::{Content, Exit, Folder, Mesh, PATIENCE, Peer};
-use serde_json::Value;
 
-use crate::support::{MIB, TRANSFER_DEADLINE, goes_on, only_whole_files, start_send, transfers, under_way};
+use crate::support::{
+    MIB, TRANSFER_DEADLINE, goes_on, of_name, only_whole_files, start_send, transfers, under_way,
+};
 
 /// Large enough that a test can act while it is under way.
 const FILE_BYTES: u64 = 256 * MIB;
@@ -165,14 +166,6 @@ fn kill_round(alpha: &mut Peer, beta: &mut Peer, round: u64, seed: u64) -> Resul
     std::fs::remove_file(landed)?;
     sent.checked_sub(FILE_BYTES)
         .with_context(|| format!("a whole file arrived, and only {sent} bytes were sent"))
-}
-
-/// What a peer says about the transfer of the file called `name`.
-fn of_name(peer: &Peer, name: &str) -> Result<Value> {
-    let all = transfers(peer)?;
-    all.into_iter()
-        .find(|transfer| transfer["name"] == name)
-        .with_context(|| format!("no transfer of {name}"))
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hyperfabric_tests::files::b3sum;
-use hyperfabric_tests::wait::eventually;
+use hyperfabric_tests::wait::{eventually, until};
 use hyperfabric_tests::{Exit, PATIENCE, Peer, Running};
 use serde_json::Value;
 
@@ -64,6 +64,32 @@ pub(crate) fn under_way(peer: &Peer, bytes: u64) -> Result<()> {
         let moving = |transfer: &Value| transfer["done_bytes"].as_u64().is_some_and(|done| done >= bytes);
         Ok(transfers(peer)?.iter().any(moving).then_some(()))
     })
+}
+
+/// Waits until at least `bytes` of the file called `name` are durable at its receiver.
+pub(crate) fn is_moving(peer: &Peer, name: &str, bytes: u64) -> Result<()> {
+    until(&format!("{bytes} bytes of {name}"), PATIENCE, || {
+        let this = |transfer: &Value| {
+            transfer["name"] == name && transfer["done_bytes"].as_u64().is_some_and(|done| done >= bytes)
+        };
+        Ok(transfers(peer)?.iter().any(this))
+    })
+}
+
+/// What a peer says about the transfer of the file called `name`.
+pub(crate) fn of_name(peer: &Peer, name: &str) -> Result<Value> {
+    let all = transfers(peer)?;
+    all.into_iter()
+        .find(|transfer| transfer["name"] == name)
+        .with_context(|| format!("no transfer of {name}"))
+}
+
+/// Waits until a peer's transfer of the file called `name` has ended with this error.
+pub(crate) fn ends_with(peer: &Peer, name: &str, error: &str) -> Result<()> {
+    until(&format!("{error} at {}", peer.name()), PATIENCE, || {
+        Ok(of_name(peer, name)?["error"]["name"] == error)
+    })
+    .with_context(|| format!("{:?}", of_name(peer, name)))
 }
 
 /// Fails unless the peer still answers and can still send `path` to `to`.
