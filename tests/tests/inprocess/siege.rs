@@ -429,7 +429,9 @@ fn floods_of_streams_and_connections_stop_nobody() {
                         &header.to_bytes(),
                     ]
                     .concat();
-                    if send.write_all(&start).await.is_ok() && send.write_all(&vec![1; 100 << 10]).await.is_ok() {
+                    if send.write_all(&start).await.is_ok()
+                        && send.write_all(&vec![1; 100 << 10]).await.is_ok()
+                    {
                         open.push((send, recv));
                     }
                 }
