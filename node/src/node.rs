@@ -33,7 +33,7 @@ use hyperfabric_protocol::flood::content;
 use hyperfabric_protocol::transfer::CHUNK_BYTES;
 use hyperfabric_protocol::types::NodeSignature;
 use hyperfabric_protocol::{Address, Fabric, NodeId, PeerId, TransferId};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::AbortHandle;
 
 pub use control::NodeControl;
@@ -53,8 +53,8 @@ use rates::Rates;
 
 /// Events that a slow listener may be behind.
 const EVENTS_MAX: usize = 1024;
-/// How often the peers connected now are written into the address book.
-const ADDRESS_BOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Connections come and go in bursts: the address book is written once for all changes of this time.
+const ADDRESS_BOOK_DELAY: Duration = Duration::from_secs(5);
 
 /// Who a node is and what it takes.
 #[derive(Clone, Debug)]
@@ -138,6 +138,8 @@ pub(crate) struct Inner {
     /// How often failures of incoming transfers may still be logged.
     complaints: Mutex<TokenBucket>,
     rates: Rates,
+    /// Told when a peer was connected or is not any more.
+    connections_changed: Arc<Notify>,
     events: broadcast::Sender<Event>,
 }
 
@@ -195,6 +197,7 @@ impl Node {
                 requests: request::Budget::default(),
                 complaints: Mutex::new(host::complaints()),
                 rates: Rates::default(),
+                connections_changed: Arc::default(),
                 events: broadcast::Sender::new(EVENTS_MAX),
             });
             // Set once, here, before anything can become durable.
@@ -448,12 +451,23 @@ impl Inner {
 }
 
 async fn keep_address_book(inner: Weak<Inner>) {
-    let mut timer = tokio::time::interval(ADDRESS_BOOK_INTERVAL);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        timer.tick().await;
-        let Some(inner) = inner.upgrade() else { return };
-        inner.save_address_book().await;
+    let Some((changed, ended)) = inner
+        .upgrade()
+        .map(|inner| (Arc::clone(&inner.connections_changed), inner.handle.ended()))
+    else {
+        return;
+    };
+    let keep = async {
+        loop {
+            changed.notified().await;
+            tokio::time::sleep(ADDRESS_BOOK_DELAY).await;
+            let Some(inner) = inner.upgrade() else { return };
+            inner.save_address_book().await;
+        }
+    };
+    tokio::select! {
+        () = keep => {}
+        () = ended => {}
     }
 }
 

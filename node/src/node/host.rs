@@ -167,6 +167,9 @@ impl Host for NodeHost {
                 }
             }
         }
+        if let Event::PeerUp { .. } | Event::PeerMoved { .. } | Event::PeerDown { .. } = event {
+            self.inner.connections_changed.notify_one();
+        }
         if let Event::NodeAppeared { .. } = event {
             super::sending::resume_waiting(&self.inner);
         }

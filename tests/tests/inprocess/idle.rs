@@ -56,6 +56,68 @@ async fn know_each_other(peers: &[Peer]) {
     }
 }
 
+/// Nodes whose packets and wakeups are counted: enough that each has as many neighbors as it wants.
+const COUNTED: usize = 20;
+/// The most packets a second that an end of an idle connection may send: one end keeps it alive, the other acknowledges
+/// that, and now and then somebody has something to say.
+const PACKETS_MAX: f64 = 1.2;
+/// How long they are counted.
+const COUNTING: Duration = Duration::from_secs(12);
+/// How long nodes that know each other go on to greet, identify and balance their connections.
+const SETTLING: Duration = Duration::from_secs(40);
+
+/// How often this thread, which runs all nodes, has gone to sleep.
+fn sleeps() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = |line: &str| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok();
+    status.lines().find_map(line).unwrap()
+}
+
+/// Packets sent over the connections between `peers`, and the number of their ends.
+fn packets(peers: &[Peer]) -> (u64, u64) {
+    let ids: Vec<_> = peers.iter().map(|peer| peer.node.peer_id()).collect();
+    let ends = peers
+        .iter()
+        .flat_map(|peer| ids.iter().filter_map(|id| peer.node.handle().connection(id)));
+    ends.fold((0, 0), |(packets, ends), connection| {
+        (packets + connection.stats().sent_packets, ends + 1)
+    })
+}
+
+#[test]
+#[allow(clippy::cast_precision_loss, reason = "counts of a few seconds")]
+fn an_idle_connection_is_quiet() {
+    run(|lab| async move {
+        let founder = lab.found("n0");
+        let names: Vec<String> = (1..COUNTED).map(|n| format!("n{n}")).collect();
+        let mut seeds = vec![founder.clone()];
+        seeds.extend(lab.admit(&founder, &names));
+        let peers = start(&lab, &seeds).await;
+        know_each_other(&peers).await;
+        // What is measured is a stretch of time, so it has to pass; what comes before it is not idleness.
+        tokio::time::sleep(SETTLING).await;
+        let (before, slept, used) = (packets(&peers), sleeps(), processor_time());
+        tokio::time::sleep(COUNTING).await;
+        let (after, seconds) = (packets(&peers), COUNTING.as_secs_f64());
+        let sent = after.0.saturating_sub(before.0) as f64 / seconds;
+        println!(
+            "each of {COUNTED} idle nodes has {:.1} connections, sends {:.1} packets, is woken {:.1} times and works {:.2} ms a second",
+            after.1 as f64 / COUNTED as f64,
+            sent / COUNTED as f64,
+            (sleeps() - slept) as f64 / seconds / COUNTED as f64,
+            (processor_time() - used).as_secs_f64() * 1e3 / seconds / COUNTED as f64,
+        );
+        let each = sent / after.1 as f64;
+        assert!(
+            each <= PACKETS_MAX,
+            "{each:.2} packets a second at each end of a connection"
+        );
+        for peer in peers {
+            peer.node.stop().await;
+        }
+    });
+}
+
 #[test]
 fn two_hundred_idle_nodes_add_no_thread_and_find_each_other() {
     run(|lab| async move {

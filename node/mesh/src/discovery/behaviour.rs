@@ -36,7 +36,7 @@ const GOSSIP_BYTES_MAX: usize = SIGNED_BYTES_MAX + 4096;
 /// Messages that wait for a peer that does not read: 2 MiB at most.
 const GOSSIP_QUEUE_MAX: usize = 128;
 /// How often gossipsub looks after its mesh; announcements do not wait for it.
-const HEARTBEAT: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a message is known as seen.
 const SEEN_TIME: Duration = Duration::from_secs(120);
 

@@ -25,8 +25,12 @@ pub const MTU_MAX_DEFAULT: u16 = 6_000;
 
 /// A peer that answers nothing for this long is gone. [QUIC-12]
 const IDLE_TIMEOUT_MS: u32 = 10_000;
-/// A restarted peer must be noticed within 2 s, and only a packet can make it answer.
-const KEEP_ALIVE_PROMPT: Duration = Duration::from_secs(1);
+/// A restarted peer must be noticed within 2 s, and only a packet can make it answer. An idle node does little else than
+/// send these packets, so the sides do not use the same time: each packet and its acknowledgement start both clocks again,
+/// and with equal ones both sides would send, each time. [QUIC-12]
+const KEEP_ALIVE_DIALLER: Duration = Duration::from_millis(1_300);
+/// Only when the dialler is silent, or its packets take long.
+const KEEP_ALIVE_ACCEPTOR: Duration = Duration::from_millis(1_700);
 /// Keeps NAT bindings and the idle timer at bay while the other side hashes or thinks.
 const KEEP_ALIVE_OTHER: Duration = Duration::from_secs(3);
 
@@ -116,9 +120,10 @@ fn transport(purpose: Purpose, side: usize, mtu_max: u16) -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(Some(mtu))
-        .keep_alive_interval(Some(match purpose {
-            Purpose::Prompt => KEEP_ALIVE_PROMPT,
-            Purpose::Bulk | Purpose::Join => KEEP_ALIVE_OTHER,
+        .keep_alive_interval(Some(match (purpose, side) {
+            (Purpose::Prompt, DIALLING) => KEEP_ALIVE_DIALLER,
+            (Purpose::Prompt, _) => KEEP_ALIVE_ACCEPTOR,
+            (Purpose::Bulk | Purpose::Join, _) => KEEP_ALIVE_OTHER,
         }));
     // The one unidirectional stream that a dialler takes is the acceptor's welcome.
     let (bidi, uni) = match (purpose, side) {
