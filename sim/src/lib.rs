@@ -5,4 +5,5 @@
 //! there.
 #![forbid(unsafe_code)]
 
+pub mod queue;
 pub mod world;
