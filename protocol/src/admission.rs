@@ -252,6 +252,11 @@ impl Admission {
         self.admitter.as_ref()
     }
 
+    /// Takes the own certificate up that the store has, now that it counts.
+    pub(crate) fn restore_own(&mut self, membership: Membership, member: Member) {
+        self.own = Some((membership, member));
+    }
+
     /// Tells whether a certificate was revoked.
     #[must_use]
     pub fn is_revoked(&self, serial: &Serial) -> bool {
@@ -266,6 +271,16 @@ impl Admission {
     /// Returns every revocation in force.
     pub fn revocations(&self) -> impl Iterator<Item = &Revocation> {
         self.revoked.values()
+    }
+
+    /// Returns how many tickets, grants and revocations there are, and state changes that are not on disk yet.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize, usize) {
+        (
+            self.tickets.len(),
+            self.grants.len(),
+            self.revoked.len(),
+            self.pending.len(),
+        )
     }
 
     fn persist(&mut self, changes: Vec<StateChange>, then: Pending) -> u64 {
@@ -283,10 +298,22 @@ impl Admission {
 
     /// Finds out who holds a name already, among the grants made here.
     fn granted_to_other(&self, name: &NodeId, peer: Option<&PeerId>, now: UnixMillis) -> Option<PeerId> {
+        let counts = |g: &&Grant| Some(&g.peer) != peer && g.not_after > now && !self.is_revoked(&g.serial);
+        // The names above it and it itself, each looked up; then those below, which follow it in order.
+        let mut above = Some(name.as_str());
+        while let Some(text) = above {
+            let grant = NodeId::new(text).ok().and_then(|id| self.grants.get(&id));
+            if let Some(grant) = grant.filter(counts) {
+                return Some(grant.peer);
+            }
+            above = text.rsplit_once('/').map(|(head, _)| head);
+        }
         self.grants
-            .values()
-            .filter(|g| g.name.is_within(name) || name.is_within(&g.name))
-            .find(|g| Some(&g.peer) != peer && g.not_after > now && !self.is_revoked(&g.serial))
+            .range(name.clone()..)
+            .map(|(_, grant)| grant)
+            .take_while(|g| g.name.as_str().starts_with(name.as_str()))
+            .filter(|g| g.name.is_within(name))
+            .find(counts)
             .map(|g| g.peer)
     }
 

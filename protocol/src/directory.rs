@@ -5,10 +5,14 @@
 //! [DIR-1..4]
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::OnceCell;
+use core::cmp::Ordering;
 
 use crate::cert::Member;
 use crate::flood::Record;
+use crate::table::{Row, Table};
 use crate::types::NodeSignature;
 use crate::{Address, NodeId, PeerId, Serial};
 
@@ -44,15 +48,67 @@ pub enum Event {
     },
 }
 
+impl Row for Arc<Record> {
+    fn lead(&self) -> u32 {
+        self.member.peer.lead()
+    }
+}
+
+fn of_peer(peer: &PeerId) -> impl Fn(&Arc<Record>) -> Ordering {
+    let peer = *peer;
+    move |record| record.member.peer.cmp(&peer)
+}
+
+/// A peer's claim to a node id: 16 bytes, as there is one for every node in every peer.
+#[derive(Clone, Debug)]
+struct Claim {
+    record: Arc<Record>,
+    /// Of the node id.
+    hash: u32,
+    /// Which of the record's nodes it is.
+    node: u16,
+}
+
+impl Claim {
+    fn node_id(&self) -> &NodeId {
+        &self.record.body.nodes.0[usize::from(self.node)].node_id
+    }
+
+    fn rank(&self) -> (Serial, PeerId) {
+        (self.record.member.serial, self.record.member.peer)
+    }
+}
+
+impl Row for Claim {
+    fn lead(&self) -> u32 {
+        self.hash
+    }
+}
+
+/// Hashes a node id (FNV-1a, its halves folded): it spreads names over a table, and nothing depends on more.
+fn hash_of(node_id: &NodeId) -> u32 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = node_id
+        .as_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, step);
+    // The last bytes of a name hardly reach the upper bits, by which the table chooses a bucket.
+    let mixed = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    u32::try_from(mixed >> 32).unwrap_or(0)
+}
+
+type Names = BTreeMap<NodeId, BTreeSet<(Serial, PeerId)>>;
+
 /// The directory's state.
 #[derive(Debug)]
 pub struct Directory {
     local: PeerId,
-    records: BTreeMap<PeerId, Record>,
-    /// Who claims each node id, the winner first.
-    claims: BTreeMap<NodeId, BTreeSet<(Serial, PeerId)>>,
-    /// Who holds each granted name, the winner first.
-    names: BTreeMap<NodeId, BTreeSet<(Serial, PeerId)>>,
+    records: Table<Arc<Record>>,
+    /// Who claims each node id; of one id the winner comes first.
+    claims: Table<Claim>,
+    /// Who holds each granted name, the winner first. Made when somebody first asks: only admitters do.
+    names: OnceCell<Names>,
     events: VecDeque<Event>,
 }
 
@@ -62,91 +118,103 @@ impl Directory {
     pub const fn new(local: PeerId) -> Self {
         Self {
             local,
-            records: BTreeMap::new(),
-            claims: BTreeMap::new(),
-            names: BTreeMap::new(),
+            records: Table::new(),
+            claims: Table::new(),
+            names: OnceCell::new(),
             events: VecDeque::new(),
         }
     }
 
     /// Takes a record in; it replaces the peer's earlier one.
-    pub fn insert(&mut self, record: Record) {
+    pub fn insert(&mut self, record: Arc<Record>) {
         let peer = record.member.peer;
-        let old = self.records.remove(&peer);
-        let serial = record.member.serial;
-        let old_nodes: Vec<NodeId> = old
-            .iter()
-            .flat_map(|r| r.body.nodes.0.iter().map(|n| n.node_id.clone()))
-            .collect();
-        let new_nodes: BTreeSet<NodeId> = record.body.nodes.0.iter().map(|n| n.node_id.clone()).collect();
-        if let Some(old) = &old {
-            remove_claim(&mut self.names, &old.member.name, (old.member.serial, peer));
+        let old = self.records.insert(Arc::clone(&record), of_peer(&peer));
+        if let Some(names) = self.names.get_mut() {
+            if let Some(old) = &old {
+                forget_name(names, old);
+            }
+            note_name(names, &record);
         }
-        self.names
-            .entry(record.member.name.clone())
-            .or_default()
-            .insert((serial, peer));
-        let old_serial = old.as_ref().map(|r| r.member.serial);
-        for node in old_nodes
-            .iter()
-            .filter(|n| !new_nodes.contains(*n) || old_serial != Some(serial))
-        {
-            self.unclaim(node, (old_serial.unwrap_or(serial), peer));
-        }
-        let learned = Event::Learned {
-            peer,
-            addresses: record.body.addresses.0.clone(),
-            bootstrap: record.body.bootstrap == Some(true),
+        let rank = (record.member.serial, peer);
+        let goes = |old: &Record, node_id: &NodeId| {
+            old.member.serial != rank.0 || !record.body.nodes.0.iter().any(|n| n.node_id == *node_id)
         };
+        if let Some(old) = &old {
+            for node in old.body.nodes.0.iter().filter(|n| goes(old, &n.node_id)) {
+                self.unclaim(&node.node_id, (old.member.serial, peer));
+            }
+        }
+        for node in 0..record.body.nodes.0.len() {
+            self.claim(&record, node);
+        }
         let changed = old.as_ref().is_none_or(|o| {
             o.body.addresses != record.body.addresses || o.body.bootstrap != record.body.bootstrap
         });
-        self.records.insert(peer, record);
-        for node in new_nodes {
-            self.claim(node, (serial, peer));
-        }
         if changed && peer != self.local {
-            self.events.push_back(learned);
+            self.events.push_back(Event::Learned {
+                peer,
+                addresses: record.body.addresses.0.clone(),
+                bootstrap: record.body.bootstrap == Some(true),
+            });
         }
     }
 
     /// Drops a peer's record: it ran out, or its membership ended.
     pub fn remove(&mut self, peer: &PeerId) {
-        let Some(old) = self.records.remove(peer) else {
+        let Some(old) = self.records.remove(peer.lead(), of_peer(peer)) else {
             return;
         };
-        remove_claim(&mut self.names, &old.member.name, (old.member.serial, *peer));
+        if let Some(names) = self.names.get_mut() {
+            forget_name(names, &old);
+        }
         for node in &old.body.nodes.0 {
             self.unclaim(&node.node_id, (old.member.serial, *peer));
         }
         self.events.push_back(Event::Forgotten(*peer));
     }
 
-    fn claim(&mut self, node_id: NodeId, claim: (Serial, PeerId)) {
-        let claims = self.claims.entry(node_id.clone()).or_default();
-        let before = claims.first().copied();
-        claims.insert(claim);
-        let after = claims.first().copied();
+    fn claims_of(&self, node_id: &NodeId) -> impl Iterator<Item = &Claim> {
+        let hash = hash_of(node_id);
+        let near = self
+            .claims
+            .iter_from(hash)
+            .take_while(move |claim| claim.hash == hash);
+        near.filter(move |claim| claim.node_id() == node_id)
+    }
+
+    fn claim(&mut self, record: &Arc<Record>, node: usize) {
+        let claim = Claim {
+            record: Arc::clone(record),
+            hash: hash_of(&record.body.nodes.0[node].node_id),
+            node: u16::try_from(node).unwrap_or(u16::MAX),
+        };
+        let (node_id, rank) = (claim.node_id().clone(), claim.rank());
+        let before = self.claims_of(&node_id).next().map(Claim::rank);
+        self.claims.insert(claim, |other| {
+            (other.node_id(), other.rank()).cmp(&(&node_id, rank))
+        });
+        let after = self.claims_of(&node_id).next().map(Claim::rank);
+        // [DIR-3] The local claim lost, now or because it was published again.
+        let lost = after
+            .filter(|(_, holder)| *holder != self.local)
+            .filter(|_| self.claims_of(&node_id).any(|claim| claim.rank().1 == self.local));
         if before != after {
-            let peer = claim.1;
             self.events.push_back(Event::NodeAppeared {
                 node_id: node_id.clone(),
-                peer,
+                peer: rank.1,
             });
         }
-        // [DIR-3] The local claim lost, now or because it was published again.
-        if let Some((_, holder)) = after
-            && holder != self.local
-            && claims.iter().any(|(_, peer)| *peer == self.local)
-        {
+        if let Some((_, holder)) = lost {
             self.events.push_back(Event::Duplicate { node_id, holder });
         }
     }
 
-    fn unclaim(&mut self, node_id: &NodeId, claim: (Serial, PeerId)) {
-        let before = self.claims.get(node_id).and_then(|c| c.first().copied());
-        remove_claim(&mut self.claims, node_id, claim);
-        let after = self.claims.get(node_id).and_then(|c| c.first().copied());
+    fn unclaim(&mut self, node_id: &NodeId, rank: (Serial, PeerId)) {
+        let before = self.claims_of(node_id).next().map(Claim::rank);
+        self.claims.remove(hash_of(node_id), |other| {
+            (other.node_id(), other.rank()).cmp(&(node_id, rank))
+        });
+        let after = self.claims_of(node_id).next().map(Claim::rank);
         match after {
             None if before.is_some() => self.events.push_back(Event::NodeGone(node_id.clone())),
             Some((_, peer)) if before != after => {
@@ -162,31 +230,26 @@ impl Directory {
     /// Returns who hosts a node. [DIR-2]
     #[must_use]
     pub fn host_of(&self, node_id: &NodeId) -> Option<PeerId> {
-        self.claims
-            .get(node_id)
-            .and_then(|claims| claims.first())
-            .map(|(_, peer)| *peer)
+        self.claimants(node_id).next()
     }
 
     /// Returns everyone who claims a node, the winner first. In an open mesh, where names prove nothing, several
     /// peers may.
     pub fn claimants(&self, node_id: &NodeId) -> impl Iterator<Item = PeerId> {
-        self.claims
-            .get(node_id)
-            .into_iter()
-            .flatten()
-            .map(|(_, peer)| *peer)
+        self.claims_of(node_id).map(|claim| claim.rank().1)
     }
 
-    /// Returns every node that can be addressed.
+    /// Returns every node that can be addressed, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
-        self.claims.keys()
+        // Several peers may claim one.
+        let nodes: BTreeSet<&NodeId> = self.claims.iter().map(Claim::node_id).collect();
+        nodes.into_iter()
     }
 
     /// Returns a node's specification, as its host publishes it.
     #[must_use]
     pub fn node(&self, node_id: &NodeId) -> Option<(&NodeSignature, &Record)> {
-        let record = self.records.get(&self.host_of(node_id)?)?;
+        let record = self.record(&self.host_of(node_id)?)?;
         record
             .body
             .nodes
@@ -199,48 +262,63 @@ impl Directory {
     /// Returns a peer's record.
     #[must_use]
     pub fn record(&self, peer: &PeerId) -> Option<&Record> {
-        self.records.get(peer)
+        self.records
+            .get(peer.lead(), of_peer(peer))
+            .map(|record| &**record)
     }
 
     /// Returns a peer's membership.
     #[must_use]
     pub fn member(&self, peer: &PeerId) -> Option<&Member> {
-        self.records.get(peer).map(|record| &record.member)
+        self.record(peer).map(|record| &record.member)
     }
 
     /// Returns every record.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.values()
+        self.records.iter().map(|record| &**record)
+    }
+
+    /// Returns the records from a key on, around the end: members at random, when the key is.
+    pub fn records_from(&self, key: PeerId) -> impl Iterator<Item = &Record> {
+        let some = self.records.iter_from(key.lead()).chain(self.records.iter());
+        some.take(self.records.len()).map(|record| &**record)
     }
 
     /// Returns how many peers are known.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub const fn len(&self) -> usize {
         self.records.len()
     }
 
     /// Tells whether nobody is known.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.records.len() == 0
     }
 
     /// Returns who else holds a name that is, contains or lies within `name`.
     #[must_use]
     pub fn name_holder(&self, name: &NodeId, except: &PeerId) -> Option<PeerId> {
+        let names = self.names.get_or_init(|| {
+            let mut names = Names::new();
+            for record in self.records.iter() {
+                note_name(&mut names, record);
+            }
+            names
+        });
         let other =
             |holders: &BTreeSet<(Serial, PeerId)>| holders.iter().map(|(_, p)| *p).find(|p| p != except);
         let mut above = Some(name.as_str());
         while let Some(text) = above {
             let found = NodeId::new(text)
                 .ok()
-                .and_then(|id| self.names.get(&id).and_then(other));
+                .and_then(|id| names.get(&id).and_then(other));
             if found.is_some() {
                 return found;
             }
             above = text.rsplit_once('/').map(|(head, _)| head);
         }
-        self.names
+        names
             .range(name.clone()..)
             .take_while(|(n, _)| n.as_str().starts_with(name.as_str()))
             .find_map(
@@ -256,15 +334,20 @@ impl Directory {
     }
 }
 
-fn remove_claim(
-    map: &mut BTreeMap<NodeId, BTreeSet<(Serial, PeerId)>>,
-    key: &NodeId,
-    claim: (Serial, PeerId),
-) {
-    if let Some(claims) = map.get_mut(key) {
-        claims.remove(&claim);
-        if claims.is_empty() {
-            map.remove(key);
+fn note_name(names: &mut Names, record: &Record) {
+    let member = &record.member;
+    names
+        .entry(member.name.clone())
+        .or_default()
+        .insert((member.serial, member.peer));
+}
+
+fn forget_name(names: &mut Names, record: &Record) {
+    let member = &record.member;
+    if let Some(holders) = names.get_mut(&member.name) {
+        holders.remove(&(member.serial, member.peer));
+        if holders.is_empty() {
+            names.remove(&member.name);
         }
     }
 }

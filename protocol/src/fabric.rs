@@ -12,6 +12,7 @@
 mod io;
 mod local;
 mod settle;
+mod sizes;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
@@ -23,6 +24,7 @@ pub use io::{
     Transmit,
 };
 pub use local::{RegisterError, RevokeError, SendError};
+pub use sizes::Sizes;
 
 use crate::admission::Admission;
 use crate::cert::{CertificateError, Member, Membership};
@@ -38,6 +40,9 @@ use crate::{Address, ConnId, Instant, Now, PeerId};
 
 /// How often ends of memberships and renewals are looked at.
 const TICK: Duration = Duration::from_secs(2);
+/// A wall clock that was set by more than this makes a peer publish its record anew: with a date from the future, or
+/// one long past, nobody has taken it. [DIR-4]
+const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 /// A connection as the fabric knows it.
 #[derive(Clone, Debug)]
@@ -81,6 +86,10 @@ pub struct Fabric {
     up: BTreeMap<PeerId, ConnId>,
     refresh_at: Option<Instant>,
     tick_at: Instant,
+    /// Both clocks at the last look at them.
+    clocks: Now,
+    /// This peer's certificate, when it did not count at the start: a host's clock may be wrong until its network is up.
+    dormant: Option<Membership>,
     random: Random,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -93,10 +102,11 @@ impl Fabric {
     pub fn new(now: Now, config: FabricConfig) -> Self {
         let mut random = Random::from_seed(config.seed);
         let local = config.key.peer_id();
-        let own = config.membership.and_then(|membership| {
+        let stored = config.membership;
+        let own = stored.as_ref().and_then(|membership| {
             let root = config.root.as_ref()?;
             let member = Membership::verify(&membership.to_bytes(), root, &local, now.wall).ok()?;
-            Some((membership, member))
+            Some((membership.clone(), member))
         });
         let neighbors = NeighborsConfig {
             local,
@@ -107,6 +117,7 @@ impl Fabric {
             connections_max: config.connections_max,
         };
         let mut this = Self {
+            dormant: stored.filter(|_| own.is_none()),
             local,
             agent: config.agent,
             bootstrap: config.bootstrap,
@@ -129,6 +140,7 @@ impl Fabric {
             up: BTreeMap::new(),
             refresh_at: None,
             tick_at: now.mono,
+            clocks: now,
             key: config.key,
             random,
             transmits: VecDeque::new(),
@@ -145,9 +157,8 @@ impl Fabric {
             return;
         };
         for signed in items {
-            if let Ok((_, Content::Revocation(revocation))) = flood::content::check(&signed, &root, now.wall)
-            {
-                self.admission.handle_revocation(now, revocation);
+            if let Ok(Content::Revocation(revocation)) = flood::content::check(&signed, &root, now.wall) {
+                self.admission.handle_revocation(now, (*revocation).clone());
                 self.flood.restore(now, signed);
             }
         }
@@ -219,14 +230,10 @@ impl Fabric {
                 peer,
                 purpose,
                 permanent,
-            } => match purpose {
-                Purpose::Prompt => {
-                    self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent });
-                }
-                Purpose::Join => self.events.push_back(Event::JoinUnreachable),
-            },
+            } => self.handle_dial_failed(now, peer, purpose, permanent),
             Input::RevokedBy { peer } => self.transfers_input(now, transfer::Input::PeerRevoked { peer }),
-            Input::Frame { conn, bytes } => self.handle_frame(now, conn, &bytes),
+            Input::Frame { conn, bytes } => self.handle_bytes(now, conn, &bytes),
+            Input::Decoded { conn, frame } => self.handle_frame(now, conn, Some(frame)),
             Input::Addresses(addresses) => self.handle_addresses(now, addresses),
             Input::Found(signed) => self.handle_found(now, signed),
             Input::PayloadSent {
@@ -274,6 +281,20 @@ impl Fabric {
         self.settle(now);
     }
 
+    fn handle_dial_failed(&mut self, now: Now, peer: PeerId, purpose: Purpose, permanent: bool) {
+        match purpose {
+            Purpose::Prompt => self.neighbors_input(now, neighbors::Input::DialFailed { peer, permanent }),
+            Purpose::Join => self.events.push_back(Event::JoinUnreachable),
+        }
+    }
+
+    fn handle_bytes(&mut self, now: Now, conn: ConnId, bytes: &[u8]) {
+        match Frame::from_bytes(bytes) {
+            Ok(frame) => self.handle_frame(now, conn, frame),
+            Err(error) => self.refuse_frame(now, conn, Misbehaved::Frame(error)),
+        }
+    }
+
     fn handle_addresses(&mut self, now: Now, addresses: Vec<Address>) {
         if self.addresses != addresses {
             self.addresses = addresses;
@@ -296,7 +317,36 @@ impl Fabric {
         self.settle(now);
     }
 
+    /// Tells whether the wall clock was set since the last look.
+    fn clock_was_set(&mut self, now: Now) -> bool {
+        let before = core::mem::replace(&mut self.clocks, now);
+        let expected = before.wall.after(now.mono.since(before.mono));
+        expected.0.abs_diff(now.wall.0) > u64::try_from(CLOCK_STEP.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes up the certificate that did not count at the start, once it does.
+    fn wake_membership(&mut self, now: Now) {
+        let Some((membership, root)) = self.dormant.take().zip(self.admission.root()) else {
+            return;
+        };
+        match Membership::verify(&membership.to_bytes(), root, &self.local, now.wall) {
+            // Another one has come meanwhile.
+            _ if self.admission.own().is_some() => {}
+            Ok(member) => {
+                self.admission.restore_own(membership, member.clone());
+                self.publish_record(now);
+                self.events.push_back(Event::Joined(member));
+            }
+            Err(_) => self.dormant = Some(membership),
+        }
+    }
+
     fn tick(&mut self, now: Now) {
+        self.wake_membership(now);
+        if self.clock_was_set(now) {
+            self.publish_record(now);
+            self.flood.handle_clock_set(now, &self.key);
+        }
         let skew = crate::cert::CLOCK_SKEW_MAX;
         let ended: Vec<PeerId> = self
             .conns
@@ -369,7 +419,16 @@ impl Fabric {
         shown: Option<&[u8]>,
     ) -> Result<Member, CertificateError> {
         let root = self.admission.root().ok_or(CertificateError::NotAMember)?;
-        let member = Membership::verify(shown.ok_or(CertificateError::NotAMember)?, root, &peer, now.wall)?;
+        let shown = shown.ok_or(CertificateError::NotAMember)?;
+        // What the directory has was verified when it came; only its end may have passed since.
+        let known = self.directory.record(&peer).filter(|record| {
+            record.body.membership.to_bytes() == shown
+                && now.wall.before(crate::cert::CLOCK_SKEW_MAX) <= record.member.not_after
+        });
+        let member = match known {
+            Some(record) => record.member.clone(),
+            None => Membership::verify(shown, root, &peer, now.wall)?,
+        };
         if self.admission.is_revoked(&member.serial) {
             Err(CertificateError::Revoked)
         } else {
@@ -395,34 +454,51 @@ impl Fabric {
         }
     }
 
-    fn handle_frame(&mut self, now: Now, conn: ConnId, bytes: &[u8]) {
-        let Some(state) = self.conns.get(&conn).cloned() else {
+    /// Takes a frame; `None` is one of a kind that may be skipped.
+    fn handle_frame(&mut self, now: Now, conn: ConnId, frame: Option<Frame>) {
+        let Some(state) = self.conns.get(&conn) else {
             return;
         };
         // What was read before its connections were closed does not count any more.
         if state.purpose == Purpose::Prompt && self.neighbors.is_banned(&state.peer) {
             return;
         }
-        let outcome = match Frame::from_bytes(bytes) {
-            Ok(Some(frame)) => self.route_frame(now, conn, &state, frame),
-            Ok(None) if state.greeted || state.purpose == Purpose::Join => Ok(()),
-            Ok(None) => Err(Misbehaved::OutOfOrder),
-            Err(error) => Err(Misbehaved::Frame(error)),
+        let outcome = match frame {
+            // By far the most frequent frame, and the only one for which a copy of the state would count.
+            Some(Frame::Items(items)) if state.greeted && state.purpose == Purpose::Prompt => self
+                .flood
+                .handle_items(now, conn, state.peer, &items)
+                .map_err(Misbehaved::Flood),
+            Some(frame) => {
+                let state = state.clone();
+                self.route_frame(now, conn, &state, frame)
+            }
+            None if state.greeted || state.purpose == Purpose::Join => Ok(()),
+            None => Err(Misbehaved::OutOfOrder),
         };
         if let Err(violation) = outcome {
-            match state.purpose {
-                Purpose::Prompt => self.misbehaved(now, state.peer, violation),
-                Purpose::Join => {
-                    // The end of the one that this peer dialled is still to be heard of.
-                    if !state.dialled {
-                        self.conns.remove(&conn);
-                    }
-                    self.blame(now, state.peer, Purpose::Join, violation);
-                    self.transmits.push_back(Transmit::Close {
-                        conn,
-                        reason: CloseReason::Violation,
-                    });
+            self.refuse_frame(now, conn, violation);
+        }
+    }
+
+    fn refuse_frame(&mut self, now: Now, conn: ConnId, violation: Misbehaved) {
+        let Some(state) = self.conns.get(&conn) else {
+            return;
+        };
+        let (peer, purpose, dialled) = (state.peer, state.purpose, state.dialled);
+        match purpose {
+            Purpose::Prompt if self.neighbors.is_banned(&peer) => {}
+            Purpose::Prompt => self.misbehaved(now, peer, violation),
+            Purpose::Join => {
+                // The end of the one that this peer dialled is still to be heard of.
+                if !dialled {
+                    self.conns.remove(&conn);
                 }
+                self.blame(now, peer, Purpose::Join, violation);
+                self.transmits.push_back(Transmit::Close {
+                    conn,
+                    reason: CloseReason::Violation,
+                });
             }
         }
     }
@@ -458,7 +534,7 @@ impl Fabric {
                 }
                 self.neighbors_input(now, neighbors::Input::Hello { conn, hello });
             }
-            Frame::Summary(summary) if !joining => self.flood.handle_summary(conn, &summary),
+            Frame::Summary(summary) if !joining => self.flood.handle_summary(now, conn, &summary),
             Frame::Digest(digest) if !joining => self.flood.handle_digest(now, conn, &digest),
             Frame::Items(items) if !joining => {
                 self.flood
@@ -518,7 +594,7 @@ impl Fabric {
             if let Some(conn) = self.up.get(&peer) {
                 self.transmits.push_back(Transmit::Frame {
                     conn: *conn,
-                    bytes: Frame::Abort(abort).to_bytes(),
+                    frame: Frame::Abort(abort),
                 });
             }
             return Ok(());
@@ -538,8 +614,11 @@ impl Fabric {
     /// Takes an item that was found elsewhere than on a link (a Kademlia record, a gossip message).
     fn handle_found(&mut self, now: Now, signed: crate::Signed) {
         // Nobody to blame: a violation is only an item not taken.
+        let Ok(version) = flood::Version::read(signed) else {
+            return;
+        };
         let items = crate::frame::Items {
-            items: crate::cbor::List(alloc::vec![signed]),
+            items: crate::cbor::List(alloc::vec![version]),
         };
         let nobody = ConnId(u64::MAX);
         let _taken = self.flood.handle_items(now, nobody, self.local, &items);

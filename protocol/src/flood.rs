@@ -6,33 +6,33 @@
 //! when a link comes up; and now and then they compare them again, which repairs whatever was dropped.
 //!
 //! What an item says is not judged here: [`content::check`] does that as a job, off the network thread.
-//! [FLOOD-1..12]
+//! [FLOOD-1..13]
 
 pub mod content;
+mod exchange;
 mod item;
 mod unchecked;
 
-use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::time::Duration;
 
 pub use content::{Content, ItemFault, Record, Revocation};
-pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind};
+pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind, Version};
 
 use unchecked::Unchecked;
 
-use crate::cbor::List;
 use crate::cert::CLOCK_SKEW_MAX;
-use crate::frame::{DIGEST_ENTRIES_MAX, Digest, DigestEntry, Frame, Items, SUMMARY_BUCKETS, Summary};
+use crate::frame::{Frame, Items, SUMMARY_BUCKETS};
 use crate::random::Random;
 use crate::sign::{Domain, Signed, SigningKey};
+use crate::table::{Row, Table};
 use crate::{ConnId, Instant, Now, PeerId, UnixMillis};
 
 /// The most items in one frame.
 pub const ITEMS_PER_FRAME_MAX: usize = 64;
-/// Frames of items are closed at this size, so that with one more item they stay below the frame limit.
-const FRAME_FILL_BYTES: usize = 44 * 1024;
 /// How long an item waits for others before it is forwarded: shorter than any link's latency that matters.
 const BATCH_DELAY: Duration = Duration::from_millis(5);
 /// An origin's next version of an item is accepted this long after the last one. Like OSPF's MinLSArrival.
@@ -40,7 +40,7 @@ const MIN_ARRIVAL: Duration = Duration::from_secs(1);
 /// How many versions a neighbor may publish too early before it is cut off. Others' items do not count: honest
 /// neighbors forward no more than the interval allows.
 const EARLY_MAX: u32 = 64;
-/// The most items in the database: 100 bytes of index each, and the items' own bytes.
+/// The most items in the database: 20 bytes of index each, and the items' own bytes.
 pub const ITEMS_MAX: usize = 200_000;
 /// The most items of one kind from one origin: an admitter may have revoked this many members.
 pub const ITEMS_PER_ORIGIN_MAX: usize = 10_000;
@@ -55,15 +55,15 @@ const SUMMARIES_MAX: u32 = 4;
 const STRAY_SUMMARIES_MAX: u32 = 16;
 /// How often two neighbors compare their databases again.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a summary that differs is answered with this peer's own, so that both learn what the other one lacks:
+/// whoever has one neighbor with a thousand others would otherwise wait for its turn among these.
+const ANSWER_INTERVAL: Duration = Duration::from_secs(20);
 /// How often expired items are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How a neighbor broke the rules of flooding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FloodViolation {
-    /// An item cannot be read.
-    #[error("sent an item that cannot be read")]
-    Malformed,
     /// An item's signature is wrong: an honest neighbor would not have forwarded it.
     #[error("sent an item with a wrong signature")]
     Forged,
@@ -83,7 +83,7 @@ pub enum Event {
         /// Which item.
         key: ItemKey,
         /// What it says.
-        content: Box<Content>,
+        content: Content,
     },
     /// An item has run out.
     Expired(ItemKey),
@@ -96,7 +96,7 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct CheckJob {
     /// The items, each with the connection that it came from.
-    pub items: Vec<(ConnId, Signed)>,
+    pub items: Vec<(ConnId, Arc<Version>)>,
 }
 
 /// A checked item.
@@ -105,42 +105,74 @@ pub struct Checked {
     /// Where it came from.
     pub from: ConnId,
     /// The item.
-    pub signed: Signed,
+    pub version: Arc<Version>,
     /// What it says, or what is wrong with it.
-    pub result: Result<(Item, Content), ItemFault>,
+    pub result: Result<Content, ItemFault>,
 }
 
+/// A row of the database: 16 bytes, as there is one for every item in every peer.
 #[derive(Debug)]
-struct Entry {
-    sequence: u64,
-    expires: UnixMillis,
-    accepted: Instant,
-    hash: u64,
-    signed: Signed,
+struct Held {
+    version: Arc<Version>,
+    /// Beside the pointer, so that a search reads nothing else.
+    lead: u32,
+    accepted: Tick,
+}
+
+/// A time in units of 2^24 ns (17 ms): enough for [`MIN_ARRIVAL`], in half the space. It ends after two years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tick(u32);
+
+impl Tick {
+    fn of(now: Instant) -> Self {
+        Self(u32::try_from(now.0 >> 24).unwrap_or(u32::MAX))
+    }
+
+    const fn start(self) -> Instant {
+        Instant((self.0 as u64) << 24)
+    }
+}
+
+impl Row for Held {
+    fn lead(&self) -> u32 {
+        self.lead
+    }
+}
+
+fn order(key: ItemKey) -> impl Fn(&Held) -> Ordering {
+    move |held| held.version.key().cmp(&key)
 }
 
 #[derive(Debug, Default)]
 struct Link {
     /// Who is at the other end, once items have come from there.
     peer: Option<PeerId>,
-    pending: BTreeSet<ItemKey>,
+    /// What a comparison has shown that the neighbor lacks.
+    lacking: Vec<Arc<Version>>,
+    /// What the neighbor has sent since the last batch.
+    echoes: Vec<exchange::Echo>,
     early: u32,
     /// Summaries that have come since the budgets were renewed.
     summaries: u32,
     /// Digests that may still come in answer to summaries.
     digests: usize,
+    /// When a summary was sent last.
+    summary_at: Instant,
 }
 
 /// The engine's state.
 #[derive(Debug)]
 pub struct Flood {
     local: PeerId,
-    items: BTreeMap<ItemKey, Entry>,
+    items: Table<Held>,
     buckets: Vec<u64>,
-    expiry: BTreeSet<(UnixMillis, ItemKey)>,
+    /// No item ends before this: the whole database is looked through only then.
+    expires: UnixMillis,
     links: BTreeMap<ConnId, Link>,
+    /// What was accepted since the last batch, and from whom.
+    fresh: Vec<(Arc<Version>, Option<ConnId>)>,
     checking: BTreeMap<ItemKey, u64>,
-    deferred: BTreeMap<ItemKey, (Instant, ConnId, Signed)>,
+    deferred: BTreeMap<ItemKey, (Instant, ConnId, Arc<Version>)>,
     /// Sequences of own items that the network has seen and this peer has not.
     floors: BTreeMap<ItemKey, u64>,
     flush_at: Option<Instant>,
@@ -159,10 +191,11 @@ impl Flood {
     pub fn new(local: PeerId, random: Random) -> Self {
         Self {
             local,
-            items: BTreeMap::new(),
+            items: Table::new(),
             buckets: alloc::vec![0; SUMMARY_BUCKETS],
-            expiry: BTreeSet::new(),
+            expires: UnixMillis(u64::MAX),
             links: BTreeMap::new(),
+            fresh: Vec::new(),
             checking: BTreeMap::new(),
             deferred: BTreeMap::new(),
             floors: BTreeMap::new(),
@@ -192,58 +225,68 @@ impl Flood {
             kind,
             id,
         };
-        let known = self.items.get(&item_key).map_or(0, |entry| entry.sequence);
+        let known = self.held(&item_key).map_or(0, |held| held.version.sequence());
         let floor = self.floors.remove(&item_key).unwrap_or(0);
         // The wall clock as a floor lets a peer that has lost its state still be newer than its own past.
         let sequence = known.max(floor).saturating_add(1).max(now.wall.0);
         let item = Item::new(kind, id, sequence, now.wall, lifetime, body);
         let signed = key.sign(Domain::Item, &crate::cbor::to_bytes(&item));
-        self.store(now, item_key, &item, signed.clone(), None);
+        let version = Version::read(signed.clone()).expect("what was just encoded can be read");
+        self.store(now, version, None);
         signed
+    }
+
+    /// Puts in order what was accepted by a clock that was wrong. [FLOOD-13]
+    ///
+    /// Own items that are dated in the future are published again, because nobody takes them before that has come, and
+    /// end when they would have ended; those of others are dropped, because they keep newer ones with a right date out.
+    /// What the wrong clock has refused comes back with a comparison.
+    pub fn handle_clock_set(&mut self, now: Now, key: &SigningKey) {
+        let limit = now.wall.after(CLOCK_SKEW_MAX);
+        let dated = self.items.iter().filter(|held| held.version.issued() > limit);
+        let dated: Vec<Arc<Version>> = dated.map(|held| Arc::clone(&held.version)).collect();
+        for version in dated {
+            if version.key().origin != self.local {
+                self.remove(&version.key());
+                self.events.push_back(Event::Expired(version.key()));
+            } else if let Ok(item) = Item::unverified(version.signed()) {
+                let lifetime = version.expires().since(now.wall);
+                self.publish(now, key, item.kind, item.id, lifetime, &item.body);
+            }
+        }
+        self.compare_with_all(now);
     }
 
     /// Puts an item back that a store has kept; it was checked when it was first accepted.
     pub fn restore(&mut self, now: Now, signed: Signed) {
-        if let Ok(item) = Item::unverified(&signed) {
-            let key = item.key(signed.claimed_signer());
-            if item.expires() > now.wall && self.items.get(&key).is_none_or(|e| e.sequence < item.sequence) {
-                self.store(now, key, &item, signed, None);
+        if let Ok(version) = Version::read(signed) {
+            let newer = |held: &Held| held.version.sequence() < version.sequence();
+            if version.expires() > now.wall && self.held(&version.key()).is_none_or(newer) {
+                self.store(now, version, None);
             }
         }
     }
 
-    /// Starts flooding over a connection, with a comparison of the databases. [FLOOD-3]
-    pub fn link_up(&mut self, conn: ConnId) {
-        let link = Link {
-            digests: SUMMARY_BUCKETS,
-            ..Link::default()
-        };
-        self.links.insert(conn, link);
-        self.transmits
-            .push_back((conn, Frame::Summary(Summary(self.buckets.clone()))));
-    }
-
-    /// Stops flooding over a connection.
-    pub fn link_down(&mut self, conn: ConnId) {
-        self.links.remove(&conn);
+    fn held(&self, key: &ItemKey) -> Option<&Held> {
+        self.items.get(key.origin.lead(), order(*key))
     }
 
     /// Returns an item's bytes.
     #[must_use]
     pub fn get(&self, key: &ItemKey) -> Option<&Signed> {
-        self.items.get(key).map(|entry| &entry.signed)
+        self.held(key).map(|held| held.version.signed())
     }
 
     /// Returns how many items the database has.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub const fn len(&self) -> usize {
         self.items.len()
     }
 
     /// Tells whether the database is empty.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.items.len() == 0
     }
 
     /// Returns a digest of the whole database: equal databases have equal digests.
@@ -254,79 +297,20 @@ impl Flood {
         })
     }
 
+    /// Returns how many versions came too early, how many items are being checked, and how many wait for a batch.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        let lacking = self.links.values().map(|link| link.lacking.len()).sum::<usize>();
+        (
+            self.deferred.len(),
+            self.checking.len(),
+            self.fresh.len() + lacking,
+        )
+    }
+
     /// Drops an item: its origin was revoked.
     pub fn remove(&mut self, key: &ItemKey) {
-        if let Some(entry) = self.items.remove(key) {
-            self.buckets[bucket(key)] ^= entry.hash;
-            self.expiry.remove(&(entry.expires, *key));
-        }
-    }
-
-    /// Answers a neighbor's summary with what this peer has in the buckets that differ. [FLOOD-5]
-    pub fn handle_summary(&mut self, conn: ConnId, summary: &Summary) {
-        // Two peers that have just dialled each other may use different connections for a moment.
-        let (come, most) = match self.links.get_mut(&conn) {
-            Some(link) => (&mut link.summaries, SUMMARIES_MAX),
-            None => (&mut self.stray_summaries, STRAY_SUMMARIES_MAX),
-        };
-        *come += 1;
-        if *come > most {
-            return;
-        }
-        let differing: Vec<usize> = (0..SUMMARY_BUCKETS)
-            .filter(|i| summary.0.get(*i) != self.buckets.get(*i))
-            .collect();
-        for index in differing {
-            let entries = self
-                .bucket_items(index)
-                .take(DIGEST_ENTRIES_MAX)
-                .map(|(key, entry)| DigestEntry {
-                    kind: key.kind,
-                    origin: key.origin,
-                    id: key.id,
-                    sequence: entry.sequence,
-                })
-                .collect();
-            let bucket = u8::try_from(index).unwrap_or(u8::MAX);
-            self.transmits.push_back((
-                conn,
-                Frame::Digest(Digest {
-                    bucket,
-                    entries: List(entries),
-                }),
-            ));
-        }
-    }
-
-    /// Sends a neighbor what its digest shows that it lacks. [FLOOD-6]
-    pub fn handle_digest(&mut self, now: Now, conn: ConnId, digest: &Digest) {
-        // Each may cost an answer as large as a bucket of the database.
-        let Some(link) = self.links.get_mut(&conn).filter(|link| link.digests > 0) else {
-            return;
-        };
-        link.digests -= 1;
-        let theirs: BTreeMap<ItemKey, u64> = digest
-            .entries
-            .iter()
-            .map(|e| {
-                (
-                    ItemKey {
-                        origin: e.origin,
-                        kind: e.kind,
-                        id: e.id,
-                    },
-                    e.sequence,
-                )
-            })
-            .collect();
-        let lacking: Vec<ItemKey> = self
-            .bucket_items(usize::from(digest.bucket))
-            .filter(|(key, entry)| theirs.get(key).is_none_or(|sequence| *sequence < entry.sequence))
-            .map(|(key, _)| *key)
-            .collect();
-        if let Some(link) = self.links.get_mut(&conn) {
-            link.pending.extend(lacking);
-            self.schedule_flush(now);
+        if let Some(held) = self.items.remove(key.origin.lead(), order(*key)) {
+            self.buckets[bucket(key)] ^= held.version.hash();
         }
     }
 
@@ -344,16 +328,8 @@ impl Flood {
         if let Some(link) = self.links.get_mut(&conn) {
             link.peer = Some(peer);
         }
-        for signed in items.items.iter() {
-            let item = Item::unverified(signed).map_err(|_| FloodViolation::Malformed)?;
-            let key = item.key(signed.claimed_signer());
-            if let Some(link) = self.links.get_mut(&conn) {
-                // The neighbor has this version: no need to send it back.
-                if self.items.get(&key).is_some_and(|e| e.sequence == item.sequence) {
-                    link.pending.remove(&key);
-                }
-            }
-            self.consider(now, conn, peer, key, &item, signed.clone())?;
+        for version in items.items.iter() {
+            self.consider(now, conn, peer, version)?;
         }
         Ok(())
     }
@@ -363,29 +339,40 @@ impl Flood {
         now: Now,
         conn: ConnId,
         peer: PeerId,
-        key: ItemKey,
-        item: &Item,
-        signed: Signed,
+        version: &Arc<Version>,
     ) -> Result<(), FloodViolation> {
+        let key = version.key();
+        // Most of what arrives is known, and in one process it is the very same object.
+        let by = |held: &Held| match Arc::ptr_eq(&held.version, version) {
+            true => Ordering::Equal,
+            false => held.version.key().cmp(&key),
+        };
+        let known = self.items.get(version.lead(), by);
+        let known = known.map(|held| (held.version.sequence(), held.accepted));
+        if let Some((sequence, accepted)) = known
+            && sequence == version.sequence()
+        {
+            self.note_echo(now, conn, version, accepted);
+            return Ok(());
+        }
+        let known = known.map(|(sequence, accepted)| (sequence, accepted.start()));
         // [FLOOD-7] Too old, or from a clock that is too far ahead: not wrong, but not taken either.
-        let lifetime_max = match item.kind {
+        let lifetime_max = match key.kind {
             ItemKind::Record => RECORD_LIFETIME_MAX,
             ItemKind::Revocation => REVOCATION_LIFETIME_MAX,
             ItemKind::Other(_) => return Ok(()),
         };
-        let too_long = item.expires().since(item.issued) > lifetime_max;
-        if too_long || item.expires() <= now.wall || item.issued > now.wall.after(CLOCK_SKEW_MAX) {
+        let too_long = version.expires().since(version.issued()) > lifetime_max;
+        if too_long || version.expires() <= now.wall || version.issued() > now.wall.after(CLOCK_SKEW_MAX) {
             return Ok(());
         }
-        let known = self.items.get(&key).map(|entry| (entry.sequence, entry.accepted));
-        let newest = known
-            .map_or(0, |(s, _)| s)
-            .max(self.checking.get(&key).copied().unwrap_or(0));
-        if item.sequence <= newest {
+        let checking = self.checking.get(&key).copied();
+        let newest = known.map_or(0, |(s, _)| s).max(checking.unwrap_or(0));
+        if version.sequence() <= newest {
             return Ok(());
         }
         let too_early = known.is_some_and(|(_, accepted)| now.mono < accepted.after(MIN_ARRIVAL));
-        if too_early || self.checking.contains_key(&key) {
+        if too_early || checking.is_some() {
             // [FLOOD-8] Kept back, the newest version only, so that the last word of a burst still arrives.
             let due = known
                 .map_or(now.mono, |(_, accepted)| accepted)
@@ -393,10 +380,10 @@ impl Flood {
             let newer = self
                 .deferred
                 .get(&key)
-                .is_none_or(|(_, _, s)| Item::unverified(s).is_ok_and(|i| i.sequence < item.sequence));
+                .is_none_or(|(_, _, other)| other.sequence() < version.sequence());
             if newer
-                && self.unchecked.hold(conn, &signed)
-                && let Some((_, from, older)) = self.deferred.insert(key, (due, conn, signed))
+                && self.unchecked.hold(conn, version)
+                && let Some((_, from, older)) = self.deferred.insert(key, (due, conn, Arc::clone(version)))
             {
                 self.unchecked.release(from, &older);
             }
@@ -405,9 +392,9 @@ impl Flood {
         if known.is_none() && !self.has_room(&key, peer)? {
             return Ok(());
         }
-        if self.items.len() < ITEMS_MAX && self.unchecked.hold(conn, &signed) {
-            self.checking.insert(key, item.sequence);
-            self.unchecked.push(conn, signed);
+        if self.items.len() < ITEMS_MAX && self.unchecked.hold(conn, version) {
+            self.checking.insert(key, version.sequence());
+            self.unchecked.push(conn, Arc::clone(version));
         }
         Ok(())
     }
@@ -424,9 +411,19 @@ impl Flood {
 
     // [FLOOD-12]
     fn has_room(&self, key: &ItemKey, peer: PeerId) -> Result<bool, FloodViolation> {
-        let first = ItemKey { id: 0, ..*key };
-        let last = ItemKey { id: u64::MAX, ..*key };
-        let full = self.items.range(first..=last).take(ITEMS_PER_ORIGIN_MAX).count() == ITEMS_PER_ORIGIN_MAX;
+        let full = match key.kind {
+            // Each peer has one.
+            ItemKind::Record => false,
+            ItemKind::Revocation | ItemKind::Other(_) => {
+                let same = |held: &&Held| {
+                    let other = held.version.key();
+                    other.origin == key.origin && other.kind == key.kind
+                };
+                let lead = key.origin.lead();
+                let near = self.items.iter_from(lead).take_while(|held| held.lead() == lead);
+                near.filter(same).take(ITEMS_PER_ORIGIN_MAX).count() == ITEMS_PER_ORIGIN_MAX
+            }
+        };
         if full && key.origin == peer {
             Err(FloodViolation::TooMany)
         } else {
@@ -439,30 +436,27 @@ impl Flood {
     /// # Errors
     /// The connection that brought a forged item, with the violation.
     pub fn handle_checked(&mut self, now: Now, checked: Checked) -> Result<(), (ConnId, FloodViolation)> {
-        let Checked { from, signed, result } = checked;
-        self.unchecked.checked(from, &signed);
-        let unverified_key = Item::unverified(&signed).map(|item| item.key(signed.claimed_signer()));
-        if let Ok(key) = unverified_key {
-            self.checking.remove(&key);
-        }
+        let Checked {
+            from,
+            version,
+            result,
+        } = checked;
+        let key = version.key();
+        self.unchecked.checked(from, &version);
+        self.checking.remove(&key);
         match result {
-            Ok((item, content)) => {
-                let key = item.key(signed.claimed_signer());
-                if self
-                    .items
-                    .get(&key)
-                    .is_some_and(|entry| entry.sequence >= item.sequence)
-                {
+            Ok(content) => {
+                let known = self.held(&key).map(|held| held.version.sequence());
+                if known.is_some_and(|sequence| sequence >= version.sequence()) {
                     return Ok(());
                 }
                 if key.origin == self.local && key.kind == ItemKind::Record {
                     // [FLOOD-9] An own item from before a loss of state.
-                    self.floors.insert(key, item.sequence);
+                    self.floors.insert(key, version.sequence());
                     self.events.push_back(Event::Reclaim(key));
                     return Ok(());
                 }
-                self.store(now, key, &item, signed, Some(from));
-                let content = Box::new(content);
+                self.store(now, version, Some(from));
                 self.events.push_back(Event::Accepted { key, content });
                 Ok(())
             }
@@ -476,75 +470,24 @@ impl Flood {
                 | ItemFault::NotAnAdmitter,
             ) => {
                 let link = self.links.get(&from);
-                let own = link.is_some_and(|link| link.peer == Some(signed.claimed_signer()));
+                let own = link.is_some_and(|link| link.peer == Some(key.origin));
                 self.count_early(from, own).map_err(|violation| (from, violation))
             }
         }
     }
 
-    fn store(&mut self, now: Now, key: ItemKey, item: &Item, signed: Signed, from: Option<ConnId>) {
-        self.remove(&key);
-        let hash = signed_hash(&signed);
-        self.buckets[bucket(&key)] ^= hash;
-        self.expiry.insert((item.expires(), key));
-        let entry = Entry {
-            sequence: item.sequence,
-            expires: item.expires(),
-            accepted: now.mono,
-            hash,
-            signed,
+    fn store(&mut self, now: Now, version: Arc<Version>, from: Option<ConnId>) {
+        let key = version.key();
+        self.buckets[bucket(&key)] ^= version.hash();
+        self.expires = self.expires.min(version.expires());
+        self.forward(now, &version, from);
+        let held = Held {
+            lead: version.lead(),
+            accepted: Tick::of(now.mono),
+            version,
         };
-        self.items.insert(key, entry);
-        for (conn, link) in &mut self.links {
-            if Some(*conn) != from {
-                link.pending.insert(key);
-            }
-        }
-        self.schedule_flush(now);
-    }
-
-    fn schedule_flush(&mut self, now: Now) {
-        if self.flush_at.is_none() {
-            self.flush_at = Some(now.mono.after(BATCH_DELAY));
-        }
-    }
-
-    fn bucket_items(&self, index: usize) -> impl Iterator<Item = (&ItemKey, &Entry)> {
-        let first = u8::try_from(index).unwrap_or(u8::MAX);
-        let mut origin = [0; 32];
-        origin[0] = first;
-        let start = ItemKey {
-            origin: PeerId(origin),
-            kind: ItemKind::Record,
-            id: 0,
-        };
-        self.items
-            .range(start..)
-            .take_while(move |(key, _)| key.origin.0[0] == first)
-    }
-
-    // [FLOOD-4]
-    fn flush(&mut self) {
-        self.flush_at = None;
-        for (conn, link) in &mut self.links {
-            let mut batch: Vec<Signed> = Vec::new();
-            let mut bytes = 0;
-            for key in core::mem::take(&mut link.pending) {
-                let Some(entry) = self.items.get(&key) else {
-                    continue;
-                };
-                bytes += entry.signed.as_bytes().len();
-                batch.push(entry.signed.clone());
-                if batch.len() == ITEMS_PER_FRAME_MAX || bytes >= FRAME_FILL_BYTES {
-                    let items = List(core::mem::take(&mut batch));
-                    self.transmits.push_back((*conn, Frame::Items(Items { items })));
-                    bytes = 0;
-                }
-            }
-            if !batch.is_empty() {
-                self.transmits
-                    .push_back((*conn, Frame::Items(Items { items: List(batch) })));
-            }
+        if let Some(old) = self.items.insert(held, order(key)) {
+            self.buckets[bucket(&key)] ^= old.version.hash();
         }
     }
 
@@ -556,46 +499,37 @@ impl Flood {
             .map(|(key, _)| *key)
             .collect();
         for key in due {
-            let Some((_, conn, signed)) = self.deferred.remove(&key) else {
+            let Some((_, conn, version)) = self.deferred.remove(&key) else {
                 continue;
             };
-            let Ok(item) = Item::unverified(&signed) else {
-                continue;
-            };
-            if self
-                .items
-                .get(&key)
-                .is_none_or(|entry| entry.sequence < item.sequence)
-            {
-                self.checking.insert(key, item.sequence);
-                self.unchecked.push(conn, signed);
+            let newer = |held: &Held| held.version.sequence() < version.sequence();
+            if self.held(&key).is_none_or(newer) {
+                self.checking.insert(key, version.sequence());
+                self.unchecked.push(conn, version);
             } else {
-                self.unchecked.release(conn, &signed);
+                self.unchecked.release(conn, &version);
             }
         }
     }
 
     fn expire(&mut self, now: Now) {
-        while let Some((expires, key)) = self.expiry.first().copied() {
-            if expires > now.wall {
-                break;
-            }
+        if self.expires > now.wall {
+            return;
+        }
+        let ended = |held: &&Held| held.version.expires() <= now.wall;
+        let mut gone: Vec<(UnixMillis, ItemKey)> = self
+            .items
+            .iter()
+            .filter(ended)
+            .map(|held| (held.version.expires(), held.version.key()))
+            .collect();
+        gone.sort_unstable();
+        for (_, key) in gone {
             self.remove(&key);
             self.events.push_back(Event::Expired(key));
         }
-    }
-
-    fn compare_again(&mut self) {
-        let count = self.links.len() as u64;
-        if count > 0 {
-            let index = usize::try_from(self.random.below(count)).unwrap_or(0);
-            if let Some((conn, link)) = self.links.iter_mut().nth(index) {
-                let conn = *conn;
-                link.digests = (link.digests + SUMMARY_BUCKETS).min(2 * SUMMARY_BUCKETS);
-                self.transmits
-                    .push_back((conn, Frame::Summary(Summary(self.buckets.clone()))));
-            }
-        }
+        let next = self.items.iter().map(|held| held.version.expires()).min();
+        self.expires = next.unwrap_or(UnixMillis(u64::MAX));
     }
 
     /// Does what is due.
@@ -615,7 +549,7 @@ impl Flood {
         }
         if self.compare_at <= now.mono {
             if self.compare_at != Instant(0) {
-                self.compare_again();
+                self.compare_again(now);
             }
             self.compare_at = now.mono.after(self.random.jittered(COMPARE_INTERVAL));
         }
@@ -653,15 +587,6 @@ impl Flood {
 
 fn bucket(key: &ItemKey) -> usize {
     usize::from(key.origin.0[0])
-}
-
-fn signed_hash(signed: &Signed) -> u64 {
-    let digest = blake3::hash(signed.as_bytes());
-    let (head, _) = digest
-        .as_bytes()
-        .split_first_chunk::<8>()
-        .expect("a digest has 32 bytes");
-    u64::from_be_bytes(*head)
 }
 
 const _: () = assert!(SUMMARY_BUCKETS == 256, "a bucket is one byte of the origin's key");

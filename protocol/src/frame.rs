@@ -3,12 +3,12 @@
 //! A frame is a CBOR array of its type and one map. An unknown type below [`CRITICAL_TYPE`] is skipped, so that
 //! old peers can live beside new ones; from there on it is a violation. [FRAME-1..6]
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::cbor::{DecodeError, Decoder, Encoder, List, Text, Value, wire_enum, wire_map};
 use crate::cert::Membership;
-use crate::flood::{ITEMS_PER_FRAME_MAX, ItemKind};
-use crate::sign::Signed;
+use crate::flood::{ITEMS_PER_FRAME_MAX, ItemKind, Version};
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{NodeId, PeerId, TransferId};
 
@@ -96,7 +96,7 @@ wire_map! {
     /// A batch of flooded items.
     pub struct Items {
         /// Signed [`crate::flood::Item`]s.
-        0 => pub items: List<Signed, ITEMS_PER_FRAME_MAX>,
+        0 => pub items: List<Arc<Version>, ITEMS_PER_FRAME_MAX>,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Each is a newtype that can only hold a valid value; what comes from a peer or a user is parsed into one.
 
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
@@ -43,6 +44,12 @@ impl PeerId {
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Returns the first 32 bits: evenly spread, and in the order of the ids.
+    #[must_use]
+    pub const fn lead(&self) -> u32 {
+        u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
     }
 
     /// Returns libp2p's binary form: the identity multihash of the protobuf-encoded key.
@@ -212,7 +219,7 @@ pub const NODE_ID_SEGMENT_BYTES_MAX: usize = 63;
 
 /// The name of a node: `name`, or `name/gpu0` for a device below it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(String);
+pub struct NodeId(Arc<str>);
 
 impl NodeId {
     /// Parses a node id. [TYPE-3]
@@ -229,7 +236,7 @@ impl NodeId {
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         };
         if text.len() <= NODE_ID_BYTES_MAX && text.split('/').all(segment_ok) {
-            Ok(Self(text))
+            Ok(Self(text.into()))
         } else {
             Err(IdError::NodeId)
         }
@@ -245,7 +252,7 @@ impl NodeId {
     #[must_use]
     pub fn is_within(&self, grant: &Self) -> bool {
         self.0
-            .strip_prefix(&grant.0)
+            .strip_prefix(&*grant.0)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }

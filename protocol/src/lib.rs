@@ -39,6 +39,7 @@ pub mod id;
 pub mod neighbors;
 pub mod random;
 pub mod sign;
+mod table;
 pub mod ticket;
 pub mod time;
 pub mod transfer;

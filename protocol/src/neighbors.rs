@@ -57,8 +57,11 @@ pub const BANS_MAX: usize = 1024;
 /// How long a peer waits for the other one to close a duplicate before it takes the newer connection to be a
 /// replacement: a few round trips.
 pub const DIAL_RACE: Duration = Duration::from_secs(1);
-/// How many peers are known by address; when full, newcomers are ignored unless a user or a transfer names them.
-pub const PEERS_KNOWN_MAX: usize = 20_000;
+/// How many peers are known by address. The directory may have a hundred times as many; when full, a newcomer takes
+/// the place of one that is of no use now, with a chance that leaves everyone equally likely to be known.
+pub const PEERS_KNOWN_MAX: usize = 256;
+/// How many peers the directory offers when nobody is left to dial.
+pub const CANDIDATES: usize = 8;
 /// How many of them can be bootstrap peers: the lists that people write are short.
 pub const BOOTSTRAPS_MAX: usize = 64;
 /// Connections per peer; honest peers have two for a moment. Beyond that the oldest is closed.
@@ -206,6 +209,13 @@ pub enum Input {
         /// addresses are kept beside those that the directory says.
         bootstrap: bool,
     },
+    /// Where a peer can be dialled that the directory knows and that may be needed: it is kept even when full.
+    Candidate {
+        /// The peer.
+        peer: PeerId,
+        /// Where it can be dialled.
+        addresses: Vec<Address>,
+    },
     /// Something needs a connection to this peer now; to be balanced by `Unwant`.
     Want {
         /// The peer.
@@ -319,6 +329,8 @@ pub struct Neighbors {
     peers: BTreeMap<PeerId, Peer>,
     conns: BTreeMap<ConnId, Conn>,
     conns_seen: u64,
+    /// How many peers were learned of while the table was full.
+    strangers_seen: u64,
     bans: BTreeMap<PeerId, Instant>,
     /// Sets of peers by what can be done with them, so that no input looks at every peer. `ready` ones can be
     /// dialled now; the next three are subsets of it.
@@ -343,6 +355,7 @@ impl Neighbors {
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
             conns_seen: 0,
+            strangers_seen: 0,
             bans: BTreeMap::new(),
             ready: BTreeSet::new(),
             ready_wanted: BTreeSet::new(),
@@ -376,6 +389,7 @@ impl Neighbors {
                 addresses,
                 bootstrap,
             } => self.on_learned(peer, addresses, bootstrap),
+            Input::Candidate { peer, addresses } => self.on_candidate(peer, addresses),
             Input::Want { peer } => self.on_want(peer),
             Input::Unwant { peer } => self.on_unwant(now, peer),
             Input::Remove { peer } => self.on_remove(now, peer),
@@ -466,6 +480,11 @@ impl Neighbors {
     #[must_use]
     pub fn known(&self) -> usize {
         self.peers.len()
+    }
+
+    /// Returns how many peers are known, banned and being dialled.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.peers.len(), self.bans.len(), self.flying.len())
     }
 
     fn hello(&self) -> Hello {

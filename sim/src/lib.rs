@@ -5,5 +5,15 @@
 //! there.
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod conditions;
+pub mod debug;
 pub mod queue;
+pub mod run;
+pub mod scale;
+pub mod scenario;
+pub mod seed;
+pub mod swarm;
+pub mod topology;
+pub mod units;
 pub mod world;

@@ -193,7 +193,7 @@ impl Queue {
             if level == 0 || entries.len() <= RUN_MAX {
                 // Descending and stable for equal times once reversed: the next one is popped from the end.
                 entries.reverse();
-                entries.sort_by(|a, b| b.time.cmp(&a.time));
+                entries.sort_by_key(|entry| std::cmp::Reverse(entry.time));
                 let empty = std::mem::replace(&mut self.run, entries);
                 self.keep(empty);
                 return;

@@ -1,141 +1,160 @@
 //! The virtual-time world: peers, the links between them, and one queue of what happens next.
 //!
-//! It is the sibling of the real event loop. Frames arrive after a link's latency, in order; jobs run in place
-//! against a [`Disk`] that remembers what was made durable; payload bytes are counted, not carried. Two events at
-//! one time happen in the order in which they were scheduled, so a run depends on its seed alone.
+//! It is the sibling of the real event loop. A frame arrives after what its link and QUIC do to it ([`links`]); work
+//! on disk takes time, and a crash loses what was not synced ([`peers`]); payload bytes are counted, not carried
+//! ([`payload`]). Two events at one time happen in the order in which they were scheduled, and what is drawn comes from
+//! streams of one seed, so a run depends on its seed alone: [`World::trace_hash`] says whether two runs were the same.
 
+mod checks;
 mod disk;
+mod links;
+mod network;
+mod payload;
+mod peers;
+mod slab;
+mod trace;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use disk::Disk;
-use hyperfabric_protocol::cert::{Admitter, DELEGATION_VALIDITY, Delegation, MeshRoot};
-use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, JobResult, Purpose, Transmit};
-use hyperfabric_protocol::random::Random;
-use hyperfabric_protocol::transfer::{CHUNK_BYTES, ChunkRanges, Offer, PayloadOrder};
-use hyperfabric_protocol::{
-    Address, ConnId, Fabric, Instant, NodeId, Now, PeerId, Serial, SigningKey, TransferId, UnixMillis,
-};
+use checks::Checks;
+pub use disk::{Disk, Received};
+use hyperfabric_protocol::cert::MeshRoot;
+use hyperfabric_protocol::fabric::{Event, Input};
+use hyperfabric_protocol::{Address, ConnId, Fabric, Instant, Now, PeerId, UnixMillis};
+use links::Connection;
+use network::Network;
+pub use network::{CutId, Direction};
+use payload::Stream as PayloadStream;
+pub use payload::{Ledger, payload_root};
+use peers::Peer;
+pub use peers::PeerOptions;
+use slab::Slab;
+use trace::Trace;
+
+pub use crate::conditions::Conditions;
+use crate::queue::Queue;
+use crate::seed::{Draws, Seed, Stream};
 
 /// When every world begins, on the wall clock.
 pub const EPOCH: UnixMillis = UnixMillis(1_800_000_000_000);
-/// How long a dial to somebody who is not there takes to fail.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Names a peer of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerIndex(pub usize);
 
-/// How links behave.
-#[derive(Clone, Copy, Debug)]
-pub struct Conditions {
-    /// One way, for frames and payload alike.
-    pub latency: Duration,
-    /// Payload bytes per second of one transfer.
-    pub bytes_per_second: u64,
-}
-
-impl Default for Conditions {
-    fn default() -> Self {
-        Self {
-            latency: Duration::from_millis(10),
-            bytes_per_second: 100_000_000,
-        }
-    }
-}
-
-/// A peer: its machine, its disk, and whether it runs.
-struct Peer {
-    key: SigningKey,
-    fabric: Option<Fabric>,
-    disk: Disk,
-    starts: u64,
-    bootstrap: bool,
-    /// Payloads being sent: transfer and attempt.
-    sending: BTreeSet<(TransferId, u32)>,
-    /// Payloads expected: sender, transfer and attempt.
-    expecting: BTreeMap<(PeerId, TransferId), (u32, Offer)>,
-}
-
-/// A connection between two peers; both ends have their own number for it.
-#[derive(Clone, Copy, Debug)]
-struct Connection {
-    ends: [(PeerIndex, ConnId); 2],
-}
-
+/// What waits in the queue. A happening for a peer names the start that it is meant for, and is void after a restart.
+#[derive(Debug)]
 enum Happening {
-    Input {
-        peer: PeerIndex,
-        start: u64,
-        input: Input,
-    },
     Timeout {
         peer: PeerIndex,
-        start: u64,
+        start: u32,
     },
-    Dial {
-        from: PeerIndex,
-        start: u64,
-        peer: PeerId,
-        address: Option<PeerIndex>,
-        purpose: Purpose,
+    Frame {
+        conn: ConnId,
+        frame: links::Carried,
+        bytes: u64,
     },
-    Chunk {
-        from: PeerIndex,
-        to: PeerIndex,
-        transfer: TransferId,
-        attempt: u32,
-        chunk: u64,
-        missing: Arc<Vec<u64>>,
-        at: usize,
+    /// Anything that happens seldom.
+    Input {
+        peer: PeerIndex,
+        start: u32,
+        input: Box<Input>,
     },
+    Dial(Box<links::Dialling>),
+    /// The acceptor's welcome reaches the dialler.
+    Welcome {
+        conn: u64,
+    },
+    /// A side hears that the other one has closed, or that it knows nothing of the connection.
+    Closed {
+        conn: ConnId,
+        reason: Option<hyperfabric_protocol::neighbors::CloseReason>,
+    },
+    /// A side has heard nothing since then.
+    Idle {
+        conn: ConnId,
+        since: Instant,
+    },
+    Chunk(Box<PayloadStream>),
+    DiskDone {
+        peer: PeerIndex,
+        start: u32,
+    },
+}
+
+/// What a world keeps beside its peers.
+#[derive(Clone, Copy, Debug)]
+pub struct WorldOptions {
+    /// Whether frames are encoded and read again on their way. Otherwise both ends share them, which large worlds need.
+    pub bytes: bool,
+    /// Whether events are kept for [`World::log`] and [`World::take_events`].
+    pub log: bool,
+}
+
+impl Default for WorldOptions {
+    fn default() -> Self {
+        Self {
+            bytes: true,
+            log: true,
+        }
+    }
 }
 
 /// The world.
 pub struct World {
     now: Instant,
+    seed: Seed,
+    options: WorldOptions,
     peers: Vec<Peer>,
     index: BTreeMap<PeerId, PeerIndex>,
-    connections: BTreeMap<u64, Connection>,
-    /// From an end's number to the connection's.
-    ends: BTreeMap<(PeerIndex, ConnId), u64>,
-    next_connection: u64,
-    next_event: u64,
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    timeouts: BTreeMap<PeerIndex, Instant>,
-    cut: BTreeSet<(PeerIndex, PeerIndex)>,
-    conditions: Conditions,
-    seed: u64,
+    roots: BTreeMap<String, MeshRoot>,
+    network: Network,
+    connections: Vec<Option<Box<Connection>>>,
+    queue: Queue,
+    happenings: Slab<Happening>,
+    checks: Checks,
+    ledger: Ledger,
+    faults: Draws,
+    trace: Trace,
+    items_received: u64,
+    frames_received: (u64, u64),
     log: Vec<(Instant, PeerIndex, Event)>,
 }
 
 impl World {
-    /// Makes an empty world.
+    /// Makes an empty world whose links are all alike.
     #[must_use]
     pub fn new(seed: u64, conditions: Conditions) -> Self {
+        Self::with_options(seed, conditions, WorldOptions::default())
+    }
+
+    /// Makes an empty world.
+    #[must_use]
+    pub fn with_options(seed: u64, conditions: Conditions, options: WorldOptions) -> Self {
+        let seed = Seed(seed);
         Self {
             now: Instant(0),
+            seed,
+            options,
             peers: Vec::new(),
             index: BTreeMap::new(),
-            connections: BTreeMap::new(),
-            ends: BTreeMap::new(),
-            next_connection: 0,
-            next_event: 0,
-            queue: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            timeouts: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            conditions,
-            seed,
+            roots: BTreeMap::new(),
+            network: Network::new(conditions),
+            connections: Vec::new(),
+            queue: Queue::new(),
+            happenings: Slab::new(),
+            checks: Checks::default(),
+            ledger: Ledger::default(),
+            faults: seed.stream(Stream::Faults, 0, 0),
+            trace: Trace::new(seed.0),
+            items_received: 0,
+            frames_received: (0, 0),
             log: Vec::new(),
         }
     }
 
-    /// Returns the time on both clocks.
+    /// Returns the time on both clocks of a peer whose wall clock is right.
     #[must_use]
     pub fn now(&self) -> Now {
         Now {
@@ -144,146 +163,58 @@ impl World {
         }
     }
 
-    /// Adds a peer that belongs to no mesh, and starts it.
-    pub fn add(&mut self) -> PeerIndex {
-        self.add_with(Disk::default(), false)
+    /// Returns how many peers there are, running or not.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.peers.len()
     }
 
-    /// Adds the first admitter of a new mesh, under `name`, and starts it.
-    ///
-    /// # Panics
-    /// When `name` is not a node id.
-    pub fn add_admitter(&mut self, mesh: &str, name: &str) -> PeerIndex {
-        let authority = SigningKey::from_bytes(&self.secret(u64::MAX));
-        let root = MeshRoot::Closed {
-            authority: authority.peer_id(),
-            name: mesh.to_owned(),
-        };
-        let key = SigningKey::from_bytes(&self.secret(self.peers.len() as u64));
-        let wall = self.now().wall;
-        let delegation = Delegation::issue(&authority, mesh, key.peer_id(), wall, DELEGATION_VALIDITY);
-        let admitter = Admitter {
-            key,
-            delegation: Some(delegation),
-        };
-        let name = NodeId::new(name).expect("the caller's name is a node id");
-        let serial = Serial::new(wall, [0; 10]);
-        let validity = hyperfabric_protocol::cert::CERTIFICATE_VALIDITY;
-        let membership = admitter.admit(&root, admitter.key.peer_id(), name, serial, wall, validity);
-        let disk = Disk {
-            root: Some(root),
-            membership: Some(membership),
-            admitter: Some(admitter),
-            ..Disk::default()
-        };
-        self.add_with(disk, true)
+    /// Tells whether there is nobody.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.peers.is_empty()
     }
 
-    fn secret(&self, n: u64) -> [u8; 32] {
-        let mut out = [0; 32];
-        out[..8].copy_from_slice(&self.seed.to_be_bytes());
-        out[8..16].copy_from_slice(&n.to_be_bytes());
-        // Spread the bits: keys that differ in one byte would share a bucket of the flood database.
-        Random::from_seed(out).bytes()
+    /// Returns a hash over every event so far. It is the same for the same seed and commit, in every build.
+    #[must_use]
+    pub fn trace_hash(&self) -> String {
+        self.trace.hash()
     }
 
-    fn add_with(&mut self, disk: Disk, bootstrap: bool) -> PeerIndex {
-        let index = PeerIndex(self.peers.len());
-        let key = SigningKey::from_bytes(&self.secret(index.0 as u64));
-        self.index.insert(key.peer_id(), index);
-        self.peers.push(Peer {
-            key,
-            fabric: None,
-            disk,
-            starts: 0,
-            bootstrap,
-            sending: BTreeSet::new(),
-            expecting: BTreeMap::new(),
-        });
-        self.start(index);
-        index
+    /// Returns how many events have happened.
+    #[must_use]
+    pub const fn events(&self) -> u64 {
+        self.trace.events
     }
 
-    /// Starts a peer with what its disk has.
-    pub fn start(&mut self, index: PeerIndex) {
-        let now = self.now();
-        let seed = self.secret((index.0 as u64) << 32 | self.peers[index.0].starts);
-        let peer = &mut self.peers[index.0];
-        peer.starts += 1;
-        let mut fabric = Fabric::new(
-            now,
-            FabricConfig {
-                key: peer.key.clone(),
-                root: peer.disk.root.clone(),
-                membership: peer.disk.membership.clone(),
-                admitter: peer.disk.admitter.clone(),
-                tickets: peer.disk.tickets.values().cloned().collect(),
-                grants: peer.disk.grants.values().cloned().collect(),
-                revocations: peer.disk.revocations.values().cloned().collect(),
-                incarnation: peer.starts,
-                agent: "world".to_owned(),
-                bootstrap: peer.bootstrap,
-                degree_min: 8,
-                degree_max: 12,
-                connections_max: 32,
-                transfers_max: hyperfabric_protocol::transfer::limits::INCOMING_MAX,
-                seed,
-            },
-        );
-        for (issuer, addresses) in &peer.disk.issuers {
-            fabric.learn(now, *issuer, addresses.clone(), true);
-        }
-        fabric.handle_input(now, Input::Addresses(vec![address_of(index)]));
-        peer.fabric = Some(fabric);
-        self.drain(index);
+    /// Returns how many items have arrived in frames, again or for the first time.
+    #[must_use]
+    pub const fn items_received(&self) -> u64 {
+        self.items_received
     }
 
-    /// Stops a peer at once, as `kill -9` does: the others hear nothing until their connections time out; here
-    /// they are told after one latency, as a stateless reset would.
-    pub fn kill(&mut self, index: PeerIndex) {
-        let peer = &mut self.peers[index.0];
-        peer.fabric = None;
-        peer.sending.clear();
-        peer.expecting.clear();
-        self.timeouts.remove(&index);
-        let dead: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| c.ends.iter().any(|(p, _)| *p == index))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in dead {
-            self.lose(id);
-        }
+    /// Returns how many frames have arrived, and their bytes.
+    #[must_use]
+    pub const fn frames_received(&self) -> (u64, u64) {
+        self.frames_received
     }
 
-    /// Loses every connection between two peers.
-    pub fn disconnect(&mut self, a: PeerIndex, b: PeerIndex) {
-        let between = |c: &Connection| c.ends.iter().all(|(p, _)| *p == a || *p == b);
-        let ids: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| between(c))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
-            self.lose(id);
-        }
+    /// Returns how many items had their signatures checked.
+    #[must_use]
+    pub const fn checks_made(&self) -> u64 {
+        self.checks.made
     }
 
-    /// Keeps two peers from reaching each other, or lets them again.
-    pub fn partition(&mut self, a: PeerIndex, b: PeerIndex, cut: bool) {
-        let pair = (a.min(b), a.max(b));
-        if cut {
-            self.cut.insert(pair);
-            self.disconnect(a, b);
-        } else {
-            self.cut.remove(&pair);
-        }
+    /// Returns what became of the payload bytes.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
-    fn reachable(&self, a: PeerIndex, b: PeerIndex) -> bool {
-        !self.cut.contains(&(a.min(b), a.max(b))) && self.peers[b.0].fabric.is_some()
+    /// Returns the stream of random numbers for `what`; numbers below a million are the world's own.
+    #[must_use]
+    pub fn draws(&self, what: Stream, number: u32) -> Draws {
+        self.seed.stream(what, 1_000_000 + u64::from(number), 0)
     }
 
     /// Returns a peer's machine.
@@ -292,7 +223,18 @@ impl World {
     /// When the peer does not run.
     #[must_use]
     pub fn fabric(&self, index: PeerIndex) -> &Fabric {
-        self.peers[index.0].fabric.as_ref().expect("the peer runs")
+        self.running(index).expect("the peer runs")
+    }
+
+    /// Returns a peer's machine, when it runs.
+    #[must_use]
+    pub fn running(&self, index: PeerIndex) -> Option<&Fabric> {
+        self.peers.get(index.0)?.fabric.as_deref()
+    }
+
+    /// Returns the numbers of all peers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerIndex> + use<> {
+        (0..self.peers.len()).map(PeerIndex)
     }
 
     /// Returns a peer's disk.
@@ -304,13 +246,19 @@ impl World {
     /// Returns who a peer is.
     #[must_use]
     pub fn peer_id(&self, index: PeerIndex) -> PeerId {
-        self.peers[index.0].key.peer_id()
+        self.peers[index.0].id
+    }
+
+    /// Returns the peer with this id.
+    #[must_use]
+    pub fn peer_of(&self, id: &PeerId) -> Option<PeerIndex> {
+        self.index.get(id).copied()
     }
 
     /// Returns a peer's address.
     #[must_use]
     pub fn address(&self, index: PeerIndex) -> Address {
-        address_of(index)
+        links::address_of(index)
     }
 
     /// Lets a peer's user act.
@@ -318,8 +266,10 @@ impl World {
     /// # Panics
     /// When the peer does not run.
     pub fn act<R>(&mut self, index: PeerIndex, act: impl FnOnce(&mut Fabric, Now) -> R) -> R {
-        let now = self.now();
-        let result = act(self.peers[index.0].fabric.as_mut().expect("the peer runs"), now);
+        let now = self.clock(index);
+        self.trace.event(self.now, 1, index.0);
+        let fabric = self.peers[index.0].fabric.as_mut().expect("the peer runs");
+        let result = act(fabric, now);
         self.drain(index);
         result
     }
@@ -330,414 +280,73 @@ impl World {
         &self.log
     }
 
+    /// Takes everything that has happened out of the log.
+    pub fn take_events(&mut self) -> Vec<(Instant, PeerIndex, Event)> {
+        std::mem::take(&mut self.log)
+    }
+
+    /// Tells whether a peer is configured as a bootstrap peer.
+    #[must_use]
+    pub fn is_bootstrap(&self, index: PeerIndex) -> bool {
+        self.peers[index.0].options.bootstrap
+    }
+
     /// Runs until `done` or for `limit` of virtual time. Returns whether it was done.
     pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
         let end = self.now.after(limit);
-        loop {
-            if done(self) {
-                return true;
-            }
-            match self.queue.peek() {
-                Some(Reverse((at, _))) if *at <= end => self.step(),
-                Some(_) | None => {
-                    self.now = end;
-                    return done(self);
-                }
+        while !done(self) {
+            if !self.step_until(end) {
+                return done(self);
             }
         }
+        true
     }
 
     /// Runs for a stretch of virtual time.
     pub fn run(&mut self, time: Duration) {
-        self.run_until(time, |_| false);
+        let end = self.now.after(time);
+        while self.step_until(end) {}
     }
 
-    fn schedule(&mut self, delay: Duration, happening: Happening) {
-        let id = self.next_event;
-        self.next_event += 1;
-        self.happenings.insert(id, happening);
-        self.queue.push(Reverse((self.now.after(delay), id)));
-    }
-
-    fn step(&mut self) {
-        let Some(Reverse((at, id))) = self.queue.pop() else {
-            return;
+    /// Lets the next event happen, when it is due by `end`; otherwise the time becomes `end`. Returns whether one did.
+    pub fn step_until(&mut self, end: Instant) -> bool {
+        let due = self.queue.peek().filter(|entry| entry.time <= end.0);
+        if due.is_none() {
+            self.now = self.now.max(end);
+            return false;
+        }
+        let Some(entry) = self.queue.pop() else {
+            return false;
         };
-        self.now = self.now.max(at);
-        match self.happenings.remove(&id) {
-            Some(Happening::Input { peer, start, input }) => self.input(peer, start, input),
-            Some(Happening::Timeout { peer, start }) => self.timeout(peer, start, at),
-            Some(Happening::Dial {
-                from,
-                start,
-                peer,
-                address,
-                purpose,
-            }) => {
-                self.dial(from, start, peer, address, purpose);
-            }
-            Some(Happening::Chunk {
-                from,
-                to,
-                transfer,
-                attempt,
-                chunk,
-                missing,
-                at,
-            }) => {
-                self.chunk(from, to, transfer, attempt, chunk, &missing, at);
-            }
-            None => {}
+        self.now = self.now.max(Instant(entry.time));
+        if let Some(happening) = self.happenings.remove(entry.item) {
+            self.happen(happening);
         }
+        true
     }
 
-    fn input(&mut self, index: PeerIndex, start: u64, input: Input) {
-        let now = self.now();
-        let peer = &mut self.peers[index.0];
-        if peer.starts != start {
-            return;
-        }
-        if let Some(fabric) = &mut peer.fabric {
-            fabric.handle_input(now, input);
-            self.drain(index);
-        }
+    fn schedule(&mut self, at: Instant, happening: Happening) {
+        let slot = self.happenings.insert(happening);
+        self.queue.push(at.max(self.now).0, slot);
     }
 
-    fn timeout(&mut self, index: PeerIndex, start: u64, at: Instant) {
-        let now = self.now();
-        // A timeout that was superseded by an earlier one has nothing to say.
-        if self.timeouts.get(&index) != Some(&at) || self.peers[index.0].starts != start {
-            return;
-        }
-        self.timeouts.remove(&index);
-        if let Some(fabric) = &mut self.peers[index.0].fabric {
-            fabric.handle_timeout(now);
-            self.drain(index);
-        }
+    fn schedule_input(&mut self, at: Instant, peer: PeerIndex, input: Input) {
+        let start = self.peers[peer.0].start;
+        let input = Box::new(input);
+        self.schedule(at, Happening::Input { peer, start, input });
     }
 
-    /// Carries out what a machine asks for, until it asks for nothing more.
-    fn drain(&mut self, index: PeerIndex) {
-        loop {
-            let now = self.now();
-            let Some(fabric) = &mut self.peers[index.0].fabric else {
-                return;
-            };
-            if let Some(transmit) = fabric.poll_transmit() {
-                self.transmit(index, transmit);
-            } else if let Some(job) = fabric.poll_job() {
-                let result = match job {
-                    Job::Check { items, root } => Job::run_check(items, &root, now),
-                    Job::Persist(persist) => {
-                        self.peers[index.0].disk.persist(&persist.changes);
-                        JobResult::Persisted {
-                            id: persist.id,
-                            ok: true,
-                        }
-                    }
-                    Job::Transfer(job) => JobResult::Transfer(self.peers[index.0].disk.run(job)),
-                };
-                if let Some(fabric) = &mut self.peers[index.0].fabric {
-                    fabric.handle_input(now, Input::JobDone(result));
-                }
-            } else if let Some(event) = fabric.poll_event() {
-                self.log.push((self.now, index, event));
-            } else {
-                break;
-            }
-        }
-        self.arm(index);
-    }
-
-    fn arm(&mut self, index: PeerIndex) {
-        let Some(at) = self.peers[index.0].fabric.as_ref().and_then(Fabric::poll_timeout) else {
-            return;
-        };
-        let at = at.max(self.now);
-        if self.timeouts.get(&index).is_some_and(|armed| *armed <= at) {
-            return;
-        }
-        self.timeouts.insert(index, at);
-        let start = self.peers[index.0].starts;
-        self.schedule(at.since(self.now), Happening::Timeout { peer: index, start });
-    }
-
-    fn transmit(&mut self, index: PeerIndex, transmit: Transmit) {
-        let latency = self.conditions.latency;
-        let start = self.peers[index.0].starts;
-        match transmit {
-            Transmit::Frame { conn, bytes } => {
-                if let Some((other, conn)) = self.other_end(index, conn) {
-                    let start = self.peers[other.0].starts;
-                    let input = Input::Frame { conn, bytes };
-                    self.schedule(
-                        latency,
-                        Happening::Input {
-                            peer: other,
-                            start,
-                            input,
-                        },
-                    );
-                }
-            }
-            Transmit::Dial {
-                peer,
-                addresses,
-                purpose,
-            } => {
-                let address = addresses.iter().find_map(index_of);
-                let found = address.filter(|to| self.reachable(index, *to));
-                // One round trip for the handshake.
-                let delay = if found.is_some() {
-                    latency * 2
-                } else {
-                    DIAL_TIMEOUT
-                };
-                self.schedule(
-                    delay,
-                    Happening::Dial {
-                        from: index,
-                        start,
-                        peer,
-                        address: found,
-                        purpose,
-                    },
-                );
-            }
-            Transmit::Close { conn, .. } => {
-                if let Some(id) = self.ends.get(&(index, conn)).copied() {
-                    self.lose(id);
-                }
-            }
-            Transmit::Payload(order) => self.payload(index, order),
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Timeout { peer, start } => self.timeout(peer, start),
+            Happening::Frame { conn, frame, bytes } => self.arrive(conn, frame, bytes),
+            Happening::Input { peer, start, input } => self.input(peer, start, *input),
+            Happening::Dial(dialling) => self.dialled(&dialling),
+            Happening::Welcome { conn } => self.welcome(conn),
+            Happening::Closed { conn, reason } => self.end(conn, reason),
+            Happening::Idle { conn, since } => self.idle(conn, since),
+            Happening::Chunk(stream) => self.chunk(*stream),
+            Happening::DiskDone { peer, start } => self.disk_done(peer, start),
         }
     }
-
-    fn other_end(&self, index: PeerIndex, conn: ConnId) -> Option<(PeerIndex, ConnId)> {
-        let connection = self.connections.get(self.ends.get(&(index, conn))?)?;
-        connection.ends.into_iter().find(|end| *end != (index, conn))
-    }
-
-    fn dial(
-        &mut self,
-        from: PeerIndex,
-        start: u64,
-        peer: PeerId,
-        address: Option<PeerIndex>,
-        purpose: Purpose,
-    ) {
-        let to = address.filter(|to| self.reachable(from, *to) && self.peers[to.0].key.peer_id() == peer);
-        let Some(to) = to else {
-            self.input(
-                from,
-                start,
-                Input::DialFailed {
-                    peer,
-                    purpose,
-                    permanent: false,
-                },
-            );
-            return;
-        };
-        if self.peers[from.0].starts != start {
-            return;
-        }
-        let id = self.next_connection;
-        self.next_connection += 1;
-        let ends = [(from, ConnId(id * 2)), (to, ConnId(id * 2 + 1))];
-        self.connections.insert(id, Connection { ends });
-        for end in ends {
-            self.ends.insert(end, id);
-        }
-        for (me, other) in [(0, 1), (1, 0)] {
-            let dialled = me == 0;
-            let (index, conn) = ends[me];
-            let (other, _) = ends[other];
-            let membership = self.peers[other.0]
-                .fabric
-                .as_ref()
-                .and_then(|f| f.admission().own());
-            let input = Input::Connected {
-                conn,
-                peer: self.peers[other.0].key.peer_id(),
-                purpose,
-                dialled,
-                address: dialled.then(|| address_of(other)),
-                membership: membership.map(|(m, _)| m.to_bytes().into()),
-            };
-            self.input(index, self.peers[index.0].starts, input);
-        }
-    }
-
-    /// Ends a connection at both ends, one latency from now.
-    fn lose(&mut self, id: u64) {
-        let Some(connection) = self.connections.remove(&id) else {
-            return;
-        };
-        for (index, conn) in connection.ends {
-            self.ends.remove(&(index, conn));
-            let start = self.peers[index.0].starts;
-            let input = Input::Disconnected { conn, reason: None };
-            self.schedule(
-                self.conditions.latency,
-                Happening::Input {
-                    peer: index,
-                    start,
-                    input,
-                },
-            );
-        }
-    }
-
-    fn connected(&self, a: PeerIndex, b: PeerIndex) -> bool {
-        self.connections
-            .values()
-            .any(|c| c.ends.iter().all(|(p, _)| *p == a || *p == b))
-    }
-
-    fn payload(&mut self, index: PeerIndex, order: PayloadOrder) {
-        match order {
-            PayloadOrder::Start {
-                peer,
-                transfer,
-                attempt,
-                have,
-            } => {
-                let Some(to) = self.index.get(&peer).copied() else {
-                    return;
-                };
-                let size = self.size_of(index, transfer);
-                let end = size.div_ceil(CHUNK_BYTES);
-                let missing: Vec<u64> = have.missing(end).into_iter().flatten().collect();
-                self.peers[index.0].sending.retain(|(t, _)| *t != transfer);
-                self.peers[index.0].sending.insert((transfer, attempt));
-                self.next_chunk(index, to, transfer, attempt, Arc::new(missing), 0);
-            }
-            PayloadOrder::Stop { transfer } => self.peers[index.0].sending.retain(|(t, _)| *t != transfer),
-            PayloadOrder::Expect {
-                peer,
-                transfer,
-                attempt,
-                offer,
-            } => {
-                self.peers[index.0]
-                    .expecting
-                    .insert((peer, transfer), (attempt, offer));
-            }
-            PayloadOrder::Forget { peer, transfer } => {
-                self.peers[index.0].expecting.remove(&(peer, transfer));
-            }
-            // The disks of the world do not fill up.
-            PayloadOrder::Keep { .. } => {}
-        }
-    }
-
-    fn size_of(&self, index: PeerIndex, transfer: TransferId) -> u64 {
-        let mut known = self.fabric(index).transfers().transfers();
-        known
-            .find(|info| info.of.transfer == transfer)
-            .map_or(0, |info| info.offer.size)
-    }
-
-    fn next_chunk(
-        &mut self,
-        from: PeerIndex,
-        to: PeerIndex,
-        transfer: TransferId,
-        attempt: u32,
-        missing: Arc<Vec<u64>>,
-        at: usize,
-    ) {
-        if let Some(chunk) = missing.get(at).copied() {
-            let time = Duration::from_nanos(CHUNK_BYTES * 1_000_000_000 / self.conditions.bytes_per_second);
-            self.schedule(
-                time,
-                Happening::Chunk {
-                    from,
-                    to,
-                    transfer,
-                    attempt,
-                    chunk,
-                    missing,
-                    at,
-                },
-            );
-        } else {
-            let start = self.peers[from.0].starts;
-            let input = Input::PayloadSent {
-                transfer,
-                attempt,
-                root: payload_root(transfer),
-            };
-            self.schedule(
-                Duration::ZERO,
-                Happening::Input {
-                    peer: from,
-                    start,
-                    input,
-                },
-            );
-        }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "they are the fields of the happening")]
-    fn chunk(
-        &mut self,
-        from: PeerIndex,
-        to: PeerIndex,
-        transfer: TransferId,
-        attempt: u32,
-        chunk: u64,
-        missing: &Arc<Vec<u64>>,
-        at: usize,
-    ) {
-        let sender = self.peers[from.0].key.peer_id();
-        if !self.peers[from.0].sending.contains(&(transfer, attempt)) || !self.connected(from, to) {
-            return;
-        }
-        let expected = self.peers[to.0]
-            .expecting
-            .get(&(sender, transfer))
-            .is_some_and(|(a, _)| *a == attempt);
-        if expected && self.peers[to.0].fabric.is_some() {
-            let have: ChunkRanges = std::iter::once(chunk..chunk + 1).collect();
-            self.peers[to.0].disk.store(sender, transfer, chunk);
-            let start = self.peers[to.0].starts;
-            let input = Input::ChunksDurable {
-                peer: sender,
-                transfer,
-                have,
-            };
-            self.schedule(
-                self.conditions.latency,
-                Happening::Input {
-                    peer: to,
-                    start,
-                    input,
-                },
-            );
-        }
-        self.next_chunk(from, to, transfer, attempt, Arc::clone(missing), at + 1);
-    }
-}
-
-/// Returns the digest that the payload of a transfer has in this world.
-#[must_use]
-pub fn payload_root(transfer: TransferId) -> [u8; 32] {
-    let mut root = [0; 32];
-    root[..16].copy_from_slice(transfer.as_bytes());
-    root
-}
-
-fn address_of(index: PeerIndex) -> Address {
-    Address::new(format!("/sim/{}", index.0)).expect("a short printable text is an address")
-}
-
-fn index_of(address: &Address) -> Option<PeerIndex> {
-    address
-        .as_str()
-        .strip_prefix("/sim/")?
-        .parse()
-        .ok()
-        .map(PeerIndex)
 }

@@ -279,3 +279,24 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     assert_eq!(log(11), log(11));
     assert_ne!(log(11), log(12));
 }
+
+#[test]
+fn a_peer_whose_clock_is_set_right_is_known_again_at_once() {
+    // [DIR-4] Found by the swarm: until its next regular record, after 20 minutes, nobody took it.
+    let (mut world, peers) = mesh(7, 3);
+    assert!(world.run_until(30 * SECOND, |w| all_know_all(w, &peers)));
+    for error_ms in [7_200_000, -7_200_000] {
+        world.set_clock_error(peers[2], error_ms);
+        world.kill(peers[2]);
+        world.start(peers[2]);
+        // By a clock that is two hours behind, its certificate does not count yet.
+        let member = world.fabric(peers[2]).admission().own().is_some();
+        assert_eq!(member, error_ms > 0);
+        world.run(60 * SECOND);
+        world.set_clock_error(peers[2], 0);
+        assert!(
+            world.run_until(180 * SECOND, |w| all_know_all(w, &peers)),
+            "the databases differ three minutes after the clock was set, from {error_ms} ms"
+        );
+    }
+}

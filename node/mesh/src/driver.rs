@@ -376,7 +376,7 @@ impl<H: Host> Driver<H> {
 
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
-            Transmit::Frame { conn, bytes } => self.send(conn, bytes.into()),
+            Transmit::Frame { conn, frame } => self.send(conn, frame.to_bytes().into()),
             Transmit::Dial {
                 peer,
                 addresses,

@@ -20,13 +20,13 @@ fn peer(n: u8) -> PeerId {
     PeerId([n; 32])
 }
 
-fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Record {
+fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Arc<Record> {
     let node = |text: &&str| NodeSignature::new(id(text), HardwareType::CpuServer, 10.0, 1000).unwrap();
     let key = SigningKey::from_bytes(&[1; 32]);
     let root = MeshRoot::Open {
         name: String::from("x"),
     };
-    Record {
+    Arc::new(Record {
         member: Member {
             peer: peer(n),
             name: id(name),
@@ -41,7 +41,7 @@ fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Record {
             bootstrap: None,
             agent: None,
         },
-    }
+    })
 }
 
 fn events(directory: &mut Directory) -> Vec<Event> {

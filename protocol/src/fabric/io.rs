@@ -9,8 +9,8 @@ use crate::admission::{Grant, Persist, TicketRecord};
 use crate::cbor::DecodeError;
 use crate::cert::{Admitter, CertificateError, Member, Membership, MeshRoot};
 use crate::flood::content::{self, ItemFault};
-use crate::flood::{Checked, FloodViolation};
-use crate::frame::JoinRefusal;
+use crate::flood::{Checked, FloodViolation, Version};
+use crate::frame::{Frame, JoinRefusal};
 use crate::neighbors::CloseReason;
 use crate::sign::SigningKey;
 use crate::transfer::{self, ChunkRanges, Fault, PayloadOrder, Role};
@@ -111,6 +111,13 @@ pub enum Input {
         /// Its bytes, without the length prefix.
         bytes: Vec<u8>,
     },
+    /// A control frame has arrived, and the driver has read its bytes already.
+    Decoded {
+        /// On which connection.
+        conn: ConnId,
+        /// What [`Frame::from_bytes`] has made of them.
+        frame: Frame,
+    },
     /// This peer's own addresses.
     Addresses(Vec<Address>),
     /// A signed item was found elsewhere than on a link.
@@ -166,8 +173,8 @@ pub enum Transmit {
     Frame {
         /// On this connection.
         conn: ConnId,
-        /// Its bytes, without the length prefix.
-        bytes: Vec<u8>,
+        /// Which; [`Frame::to_bytes`] are its bytes, without the length prefix.
+        frame: Frame,
     },
     /// Dial a peer, at whichever of the addresses answers first.
     Dial {
@@ -195,7 +202,7 @@ pub enum Job {
     /// Check signatures and contents; [`Job::run_check`] does it.
     Check {
         /// The items and where they came from.
-        items: Vec<(ConnId, Signed)>,
+        items: Vec<(ConnId, Arc<Version>)>,
         /// The mesh.
         root: MeshRoot,
     },
@@ -208,12 +215,16 @@ pub enum Job {
 impl Job {
     /// Runs a [`Job::Check`]: pure, some hundred microseconds for each item.
     #[must_use]
-    pub fn run_check(items: Vec<(ConnId, Signed)>, root: &MeshRoot, now: Now) -> JobResult {
+    pub fn run_check(items: Vec<(ConnId, Arc<Version>)>, root: &MeshRoot, now: Now) -> JobResult {
         let checked = items
             .into_iter()
-            .map(|(from, signed)| {
-                let result = content::check(&signed, root, now.wall);
-                Checked { from, signed, result }
+            .map(|(from, version)| {
+                let result = content::check(version.signed(), root, now.wall);
+                Checked {
+                    from,
+                    version,
+                    result,
+                }
             })
             .collect();
         JobResult::Checked(checked)
@@ -221,11 +232,11 @@ impl Job {
 
     /// The result of a [`Job::Check`] that could not be run: nothing is taken, and nobody is to blame.
     #[must_use]
-    pub fn refuse(items: Vec<(ConnId, Signed)>) -> JobResult {
+    pub fn refuse(items: Vec<(ConnId, Arc<Version>)>) -> JobResult {
         let fault = DecodeError::Invalid("item that cannot be checked");
-        let refused = items.into_iter().map(|(from, signed)| Checked {
+        let refused = items.into_iter().map(|(from, version)| Checked {
             from,
-            signed,
+            version,
             result: Err(ItemFault::Malformed(fault)),
         });
         JobResult::Checked(refused.collect())

@@ -1,5 +1,6 @@
 //! What this peer's own user asks of the fabric.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -72,7 +73,8 @@ impl Fabric {
         let bytes = cbor::to_bytes(&body);
         self.flood
             .publish(now, &self.key, ItemKind::Record, 0, RECORD_LIFETIME, &bytes);
-        self.directory.insert(crate::flood::Record { member, body });
+        self.directory
+            .insert(Arc::new(crate::flood::Record { member, body }));
         self.refresh_at = Some(now.mono.after(self.random.jittered(RECORD_REFRESH)));
     }
 
@@ -151,7 +153,7 @@ impl Fabric {
 
     /// Asks for a connection to a peer now; balanced by [`Self::unwant`].
     pub fn want(&mut self, now: Now, peer: PeerId) {
-        self.neighbors_input(now, neighbors::Input::Want { peer });
+        self.want_known(now, peer);
         self.settle(now);
     }
 
@@ -326,7 +328,7 @@ impl Fabric {
             kind: ItemKind::Revocation,
             id,
         };
-        let content = alloc::boxed::Box::new(Content::Revocation(revocation));
+        let content = Content::Revocation(Arc::new(revocation));
         self.on_flood(now, crate::flood::Event::Accepted { key, content });
         self.settle(now);
         Ok(member)

@@ -3,13 +3,15 @@
 //! Each machine's events become inputs of the others until nobody has anything to say; then their outputs move into
 //! the fabric's own queues.
 
+use alloc::vec::Vec;
+
 use super::{Event, Fabric, Job, Purpose, Transmit};
-use crate::Now;
 use crate::admission;
 use crate::directory;
 use crate::flood::{self, Content, ItemKey, ItemKind};
 use crate::neighbors;
 use crate::transfer;
+use crate::{Now, PeerId};
 
 impl Fabric {
     /// Lets the machines hear of each other until all is quiet.
@@ -44,7 +46,36 @@ impl Fabric {
                 break;
             }
         }
+        if self.neighbors.is_hungry() {
+            self.offer_candidates(now);
+        }
         self.collect();
+    }
+
+    /// Tells the neighbors of a few members at random: they do not keep everyone whom the directory knows.
+    fn offer_candidates(&mut self, now: Now) {
+        if self.directory.len() <= neighbors::PEERS_KNOWN_MAX {
+            return;
+        }
+        let key = PeerId(self.random.bytes());
+        let candidates: Vec<_> = self
+            .directory
+            .records_from(key)
+            .take(neighbors::CANDIDATES)
+            .map(|record| (record.member.peer, record.body.addresses.0.clone()))
+            .collect();
+        for (peer, addresses) in candidates {
+            self.neighbors_input(now, neighbors::Input::Candidate { peer, addresses });
+        }
+    }
+
+    /// Asks for a connection to a peer, with the addresses that the directory has.
+    pub(super) fn want_known(&mut self, now: Now, peer: PeerId) {
+        if let Some(record) = self.directory.record(&peer) {
+            let addresses = record.body.addresses.0.clone();
+            self.neighbors_input(now, neighbors::Input::Candidate { peer, addresses });
+        }
+        self.neighbors_input(now, neighbors::Input::Want { peer });
     }
 
     fn on_neighbors(&mut self, now: Now, event: neighbors::Event) {
@@ -57,7 +88,7 @@ impl Fabric {
                 if let Some(old) = self.up.insert(peer, conn) {
                     self.flood.link_down(old);
                 }
-                self.flood.link_up(conn);
+                self.flood.link_up(now, conn);
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
                 self.admission.renew_if_due(now, conn, peer);
                 self.events.push_back(Event::PeerUp {
@@ -70,7 +101,7 @@ impl Fabric {
                 if let Some(old) = self.up.insert(peer, conn) {
                     self.flood.link_down(old);
                 }
-                self.flood.link_up(conn);
+                self.flood.link_up(now, conn);
                 // Frames in flight on the old connection may be lost: each transfer says again what it last said.
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
                 self.events.push_back(Event::PeerMoved { peer, conn });
@@ -88,14 +119,17 @@ impl Fabric {
 
     pub(super) fn on_flood(&mut self, now: Now, event: flood::Event) {
         match event {
-            flood::Event::Accepted { key, content } => match *content {
+            flood::Event::Accepted { key, content } => match content {
                 Content::Record(record) if self.admission.is_revoked(&record.member.serial) => {
                     self.flood.remove(&key);
                 }
                 Content::Record(record) => self.directory.insert(record),
-                Content::Revocation(revocation) => self.on_revocation(now, key, revocation),
+                Content::Revocation(revocation) => self.on_revocation(now, key, (*revocation).clone()),
             },
+            // A newer version may have come while the news of the old one's end was waiting.
+            flood::Event::Expired(key) if self.flood.get(&key).is_some() => {}
             flood::Event::Expired(key) => match key.kind {
+                ItemKind::Record if key.origin == self.local => self.publish_record(now),
                 ItemKind::Record => self.directory.remove(&key.origin),
                 ItemKind::Revocation | ItemKind::Other(_) => {}
             },
@@ -202,13 +236,10 @@ impl Fabric {
         match transmit {
             transfer::Output::Frame { peer, frame } => {
                 if let Some(conn) = self.up.get(&peer) {
-                    self.transmits.push_back(Transmit::Frame {
-                        conn: *conn,
-                        bytes: frame.to_bytes(),
-                    });
+                    self.transmits.push_back(Transmit::Frame { conn: *conn, frame });
                 }
             }
-            transfer::Output::Want { peer } => self.neighbors_input(now, neighbors::Input::Want { peer }),
+            transfer::Output::Want { peer } => self.want_known(now, peer),
             transfer::Output::Unwant { peer } => self.neighbors_input(now, neighbors::Input::Unwant { peer }),
             transfer::Output::Payload(order) => self.transmits.push_back(Transmit::Payload(order)),
         }
@@ -218,10 +249,7 @@ impl Fabric {
     fn collect(&mut self) {
         while let Some(transmit) = self.neighbors.poll_transmit() {
             self.transmits.push_back(match transmit {
-                neighbors::Transmit::Frame { conn, frame } => Transmit::Frame {
-                    conn,
-                    bytes: frame.to_bytes(),
-                },
+                neighbors::Transmit::Frame { conn, frame } => Transmit::Frame { conn, frame },
                 neighbors::Transmit::Dial { peer, addresses } => Transmit::Dial {
                     peer,
                     addresses,
@@ -231,16 +259,10 @@ impl Fabric {
             });
         }
         while let Some((conn, frame)) = self.flood.poll_transmit() {
-            self.transmits.push_back(Transmit::Frame {
-                conn,
-                bytes: frame.to_bytes(),
-            });
+            self.transmits.push_back(Transmit::Frame { conn, frame });
         }
         while let Some((conn, frame)) = self.admission.poll_transmit() {
-            self.transmits.push_back(Transmit::Frame {
-                conn,
-                bytes: frame.to_bytes(),
-            });
+            self.transmits.push_back(Transmit::Frame { conn, frame });
         }
         // Without a mesh there is nobody whose items could be checked.
         while let Some(root) = self.admission.root().cloned()

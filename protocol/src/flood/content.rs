@@ -2,6 +2,8 @@
 //!
 //! [`check`] is pure and takes the time of some hundred microseconds (three signatures), so it runs as a job.
 
+use alloc::sync::Arc;
+
 use crate::cbor::{self, DecodeError, List, Text, wire_map};
 use crate::cert::{CertificateError, Delegation, Member, Membership, MeshRoot};
 use crate::flood::{Item, ItemKind};
@@ -84,9 +86,9 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// About a peer.
-    Record(Record),
+    Record(Arc<Record>),
     /// About the end of a membership.
-    Revocation(Revocation),
+    Revocation(Arc<Revocation>),
 }
 
 /// Why an item is not taken.
@@ -113,16 +115,18 @@ pub enum ItemFault {
 ///
 /// # Errors
 /// [`ItemFault`] says what is wrong with it.
-pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<(Item, Content), ItemFault> {
+pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<Content, ItemFault> {
     let body = signed.verify(Domain::Item).map_err(|_| ItemFault::Forged)?;
     let item: Item = cbor::from_bytes(body)?;
     let origin = signed.claimed_signer();
-    let content = match item.kind {
-        ItemKind::Record => Content::Record(check_record(&item, root, origin, now)?),
-        ItemKind::Revocation => Content::Revocation(check_revocation(&item, root, origin, now)?),
-        ItemKind::Other(_) => return Err(DecodeError::Invalid("item kind").into()),
-    };
-    Ok((item, content))
+    match item.kind {
+        ItemKind::Record => Ok(Content::Record(Arc::new(check_record(&item, root, origin, now)?))),
+        ItemKind::Revocation => {
+            let revocation = check_revocation(&item, root, origin, now)?;
+            Ok(Content::Revocation(Arc::new(revocation)))
+        }
+        ItemKind::Other(_) => Err(DecodeError::Invalid("item kind").into()),
+    }
 }
 
 fn check_record(item: &Item, root: &MeshRoot, origin: PeerId, now: UnixMillis) -> Result<Record, ItemFault> {

@@ -1,5 +1,7 @@
 //! The envelope of what is flooded.
 
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use crate::cbor::{self, Blob, DecodeError, Decoder, Encoder, Value, wire_map};
@@ -110,5 +112,111 @@ impl Item {
     #[must_use]
     pub fn expires(&self) -> UnixMillis {
         self.issued.after(Duration::from_secs(u64::from(self.lifetime_s)))
+    }
+}
+
+/// One version of an item: the bytes that were signed, and what their envelope says. The signature is not checked.
+///
+/// It is shared by everything that holds it, so that a batch for ten neighbors is ten pointers.
+#[derive(Debug)]
+pub struct Version {
+    lead: u32,
+    sequence: u64,
+    key: ItemKey,
+    signed: Signed,
+    issued: UnixMillis,
+    expires: UnixMillis,
+    /// The hash of the signed bytes, once somebody has asked for it; 0 before. Most of what arrives is known already
+    /// and never hashed.
+    hash: AtomicU64,
+}
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Self) -> bool {
+        self.signed == other.signed
+    }
+}
+
+impl Eq for Version {}
+
+impl Version {
+    /// Reads the envelope of a signed item.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it cannot be read.
+    pub fn read(signed: Signed) -> Result<Arc<Self>, DecodeError> {
+        let item = Item::unverified(&signed)?;
+        Ok(Arc::new(Self {
+            lead: signed.claimed_signer().lead(),
+            key: item.key(signed.claimed_signer()),
+            sequence: item.sequence,
+            issued: item.issued,
+            expires: item.expires(),
+            hash: AtomicU64::new(0),
+            signed,
+        }))
+    }
+
+    /// Returns the bytes that were signed.
+    #[must_use]
+    pub const fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
+    /// Returns which item it is a version of.
+    #[must_use]
+    pub const fn key(&self) -> ItemKey {
+        self.key
+    }
+
+    /// Returns the origin's first 32 bits.
+    #[must_use]
+    pub const fn lead(&self) -> u32 {
+        self.lead
+    }
+
+    /// Returns how new it is.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Returns when it was made.
+    #[must_use]
+    pub const fn issued(&self) -> UnixMillis {
+        self.issued
+    }
+
+    /// Returns when it stops counting. [FLOOD-11]
+    #[must_use]
+    pub const fn expires(&self) -> UnixMillis {
+        self.expires
+    }
+
+    /// Returns the first eight bytes of BLAKE3 of the signed bytes. [FLOOD-3]
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        // Relaxed: whoever finds no hash computes the same one.
+        let known = self.hash.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        let digest = blake3::hash(self.signed.as_bytes());
+        let (head, _) = digest
+            .as_bytes()
+            .split_first_chunk::<8>()
+            .expect("a digest has 32 bytes");
+        let hash = u64::from_be_bytes(*head);
+        self.hash.store(hash, Ordering::Relaxed);
+        hash
+    }
+}
+
+impl Value for Arc<Version> {
+    fn encode(&self, e: &mut Encoder) {
+        self.signed.encode(e);
+    }
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Version::read(Signed::decode(d)?)
     }
 }

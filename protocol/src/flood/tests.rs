@@ -10,6 +10,7 @@ use crate::NodeId;
 use crate::cbor::{List, Text};
 use crate::cert::{Admitter, CERTIFICATE_VALIDITY, Membership, MeshRoot};
 use crate::flood::content::{NodeList, RecordBody};
+use crate::frame::{Digest, Summary};
 
 const START: Now = Now {
     mono: Instant(1_000_000_000),
@@ -92,15 +93,15 @@ impl Net {
     fn link(&mut self, a: usize, b: usize) -> u64 {
         let id = self.links.len() as u64;
         self.links.insert(id, (a, b));
-        self.peers[a].1.link_up(ConnId(id));
-        self.peers[b].1.link_up(ConnId(id));
+        self.peers[a].1.link_up(self.now, ConnId(id));
+        self.peers[b].1.link_up(self.now, ConnId(id));
         id
     }
 
     fn deliver(&mut self, to: usize, conn: ConnId, from: PeerId, frame: &Frame) {
         let flood = &mut self.peers[to].1;
         match frame {
-            Frame::Summary(summary) => flood.handle_summary(conn, summary),
+            Frame::Summary(summary) => flood.handle_summary(self.now, conn, summary),
             Frame::Digest(digest) => flood.handle_digest(self.now, conn, digest),
             Frame::Items(items) => {
                 if let Err(violation) = flood.handle_items(self.now, conn, from, items) {
@@ -115,9 +116,13 @@ impl Net {
         let mut moved = false;
         for n in 0..self.peers.len() {
             while let Some(job) = self.peers[n].1.poll_job() {
-                for (from, signed) in job.items {
-                    let result = content::check(&signed, &root(), self.now.wall);
-                    let checked = Checked { from, signed, result };
+                for (from, version) in job.items {
+                    let result = content::check(version.signed(), &root(), self.now.wall);
+                    let checked = Checked {
+                        from,
+                        version,
+                        result,
+                    };
                     if let Err((_, violation)) = self.peers[n].1.handle_checked(self.now, checked) {
                         self.violations.push(violation);
                     }
@@ -253,7 +258,7 @@ fn a_forged_item_is_blamed_on_the_neighbor_that_sent_it() {
     bytes[last] ^= 1;
     let forged = Signed::from_bytes(bytes).unwrap();
     let frame = Frame::Items(Items {
-        items: List(vec![forged]),
+        items: List(vec![Version::read(forged).unwrap()]),
     });
     let from = key(0).peer_id();
     net.deliver(1, ConnId(link), from, &frame);
@@ -318,8 +323,8 @@ fn a_peer_that_lost_its_state_publishes_above_its_own_past() {
     net.peers[0].1 = Flood::new(signer.peer_id(), Random::from_seed([77; 32]));
     net.publish(0);
     net.links.insert(1, (0, 1));
-    net.peers[0].1.link_up(ConnId(1));
-    net.peers[1].1.link_up(ConnId(1));
+    net.peers[0].1.link_up(net.now, ConnId(1));
+    net.peers[1].1.link_up(net.now, ConnId(1));
     net.run(Duration::from_secs(2));
     let reclaim = core::iter::from_fn(|| net.peers[0].1.poll_event()).any(|e| matches!(e, Event::Reclaim(_)));
     assert!(reclaim, "the peer must hear that the mesh knows a newer version");
@@ -414,7 +419,7 @@ fn what_a_newer_peer_floods_is_skipped_without_blame() {
     for item in [newer, unreadable] {
         let signed = key(0).sign(Domain::Item, &crate::cbor::to_bytes(&item));
         let frame = Frame::Items(Items {
-            items: List(vec![signed]),
+            items: List(vec![Version::read(signed).unwrap()]),
         });
         net.deliver(1, ConnId(link), key(0).peer_id(), &frame);
         net.run(Duration::from_millis(50));
@@ -437,6 +442,26 @@ fn a_record_that_claims_to_count_for_years_is_not_taken() {
     assert_eq!(net.violations, []);
 }
 
+#[test]
+fn a_leaf_of_a_crowded_hub_is_repaired_by_its_own_comparison() {
+    // [FLOOD-3] Found by the swarm: only the one who is asked sends, and the hub asks one of its neighbors a minute.
+    let mut net = Net::new(40);
+    for n in 1..40 {
+        net.link(0, n);
+        net.publish(n);
+    }
+    net.run(Duration::from_secs(2));
+    net.assert_equal(39);
+    for origin in 1..=5 {
+        let origin = net.peers[origin].0.peer_id();
+        let kind = ItemKind::Record;
+        net.peers[39].1.remove(&ItemKey { origin, kind, id: 0 });
+    }
+    assert_eq!(net.peers[39].1.len(), 34);
+    net.run(Duration::from_secs(80));
+    net.assert_equal(39);
+}
+
 /// An item of somebody else each time, signed by nobody.
 fn unsigned(number: u32, bytes: usize) -> Signed {
     let item = Item::new(
@@ -454,15 +479,18 @@ fn unsigned(number: u32, bytes: usize) -> Signed {
 }
 
 fn items(items: Vec<Signed>) -> Items {
-    Items { items: List(items) }
+    let read = |signed| Version::read(signed).unwrap();
+    Items {
+        items: List(items.into_iter().map(read).collect()),
+    }
 }
 
 #[test]
 fn a_neighbor_has_half_of_the_room_for_unchecked_items_and_others_take_turns_with_it() {
     let mut flood = Flood::new(key(0).peer_id(), Random::from_seed([0; 32]));
     let (greedy, modest) = (ConnId(1), ConnId(2));
-    flood.link_up(greedy);
-    flood.link_up(modest);
+    flood.link_up(START, greedy);
+    flood.link_up(START, modest);
     for number in 0..5_000 {
         let item = unsigned(number, 14 * 1024);
         flood
@@ -490,11 +518,14 @@ fn a_neighbor_has_half_of_the_room_for_unchecked_items_and_others_take_turns_wit
     // What was checked makes room again.
     let mut jobs = vec![first, second];
     while let Some(job) = jobs.pop() {
-        for (from, signed) in job.items {
+        for (from, version) in job.items {
             let result = Err(ItemFault::OutsideGrant);
-            flood
-                .handle_checked(START, Checked { from, signed, result })
-                .unwrap();
+            let checked = Checked {
+                from,
+                version,
+                result,
+            };
+            flood.handle_checked(START, checked).unwrap();
         }
         jobs.extend(flood.poll_job());
     }
@@ -529,16 +560,16 @@ fn summaries_and_digests_beyond_a_neighbors_budget_are_not_answered() {
     let mut net = Net::new(2);
     net.publish(1);
     let flood = &mut net.peers[1].1;
-    flood.link_up(ConnId(1));
+    flood.link_up(START, ConnId(1));
     while flood.poll_transmit().is_some() {}
     let summary = Summary(vec![99; SUMMARY_BUCKETS]);
     for _ in 0..100 {
-        flood.handle_summary(ConnId(1), &summary);
+        flood.handle_summary(START, ConnId(1), &summary);
     }
     let answers = core::iter::from_fn(|| flood.poll_transmit()).count();
     assert_eq!(answers, 4 * SUMMARY_BUCKETS);
     for _ in 0..100 {
-        flood.handle_summary(ConnId(2), &summary);
+        flood.handle_summary(START, ConnId(2), &summary);
     }
     let answers = core::iter::from_fn(|| flood.poll_transmit()).count();
     assert_eq!(answers, 16 * SUMMARY_BUCKETS);

@@ -4,12 +4,12 @@
 //! bytes are bounded, each neighbor has its part of the bound, and neighbors take turns at the checks.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
-use super::ITEMS_PER_FRAME_MAX;
+use super::{ITEMS_PER_FRAME_MAX, Version};
 use crate::ConnId;
-use crate::sign::Signed;
 
 /// Bytes of items that wait for their signature check, are being checked, or are kept back: the records of a mesh of ten
 /// thousand peers. Of what the other neighbors leave of it, one may take half, so that none keeps another's items out;
@@ -24,7 +24,7 @@ pub(super) const CHECKS_OUT_MAX: usize = 4 * ITEMS_PER_FRAME_MAX;
 pub(super) struct Unchecked {
     bytes: usize,
     of: BTreeMap<ConnId, usize>,
-    waiting: BTreeMap<ConnId, VecDeque<Signed>>,
+    waiting: BTreeMap<ConnId, VecDeque<Arc<Version>>>,
     /// Whose turn was last.
     served: ConnId,
     /// Items that are being checked.
@@ -48,8 +48,11 @@ impl Unchecked {
     }
 
     /// Counts an item, unless its connection has too many already.
-    pub(super) fn hold(&mut self, conn: ConnId, signed: &Signed) -> bool {
-        let (bytes, own) = (signed.as_bytes().len(), self.of.get(&conn).copied().unwrap_or(0));
+    pub(super) fn hold(&mut self, conn: ConnId, version: &Version) -> bool {
+        let (bytes, own) = (
+            version.signed().as_bytes().len(),
+            self.of.get(&conn).copied().unwrap_or(0),
+        );
         let left = UNCHECKED_BYTES_MAX.saturating_sub(self.bytes - own);
         let fits = own + bytes <= left / 2;
         if fits {
@@ -60,9 +63,9 @@ impl Unchecked {
     }
 
     /// Counts an item no longer.
-    pub(super) fn release(&mut self, conn: ConnId, signed: &Signed) {
+    pub(super) fn release(&mut self, conn: ConnId, version: &Version) {
         let Some(own) = self.of.get_mut(&conn) else { return };
-        let bytes = signed.as_bytes().len().min(*own);
+        let bytes = version.signed().as_bytes().len().min(*own);
         *own -= bytes;
         self.bytes -= bytes;
         if *own == 0 {
@@ -71,12 +74,12 @@ impl Unchecked {
     }
 
     /// Lets an item that is counted wait for its check.
-    pub(super) fn push(&mut self, conn: ConnId, signed: Signed) {
-        self.waiting.entry(conn).or_default().push_back(signed);
+    pub(super) fn push(&mut self, conn: ConnId, version: Arc<Version>) {
+        self.waiting.entry(conn).or_default().push_back(version);
     }
 
     /// Takes the next items to check, all of one connection.
-    pub(super) fn pop(&mut self) -> Option<Vec<(ConnId, Signed)>> {
+    pub(super) fn pop(&mut self) -> Option<Vec<(ConnId, Arc<Version>)>> {
         if self.out >= CHECKS_OUT_MAX {
             return None;
         }
@@ -85,7 +88,7 @@ impl Unchecked {
         let conn = next.or_else(|| self.waiting.keys().next().copied())?;
         let queue = self.waiting.get_mut(&conn)?;
         let count = queue.len().min(ITEMS_PER_FRAME_MAX);
-        let items: Vec<_> = queue.drain(..count).map(|signed| (conn, signed)).collect();
+        let items: Vec<_> = queue.drain(..count).map(|version| (conn, version)).collect();
         if queue.is_empty() {
             self.waiting.remove(&conn);
         }
@@ -95,8 +98,8 @@ impl Unchecked {
     }
 
     /// Takes note that an item was checked.
-    pub(super) fn checked(&mut self, conn: ConnId, signed: &Signed) {
+    pub(super) fn checked(&mut self, conn: ConnId, version: &Version) {
         self.out = self.out.saturating_sub(1);
-        self.release(conn, signed);
+        self.release(conn, version);
     }
 }

@@ -29,7 +29,11 @@ fn offer() -> Offer {
 
 fn every_frame() -> Vec<Frame> {
     let transfer = TransferId([9; 16]);
-    let signed = SigningKey::from_bytes(&[1; 32]).sign(Domain::Item, b"body");
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let signed = key.sign(Domain::Certificate, b"body");
+    let lifetime = core::time::Duration::from_secs(9);
+    let item = crate::flood::Item::new(ItemKind::Record, 0, 1, UnixMillis(17), lifetime, b"body");
+    let item = key.sign(Domain::Item, &crate::cbor::to_bytes(&item));
     let membership = Membership {
         certificate: signed.clone(),
         delegation: Some(signed.clone()),
@@ -52,7 +56,7 @@ fn every_frame() -> Vec<Frame> {
             }]),
         }),
         Frame::Items(Items {
-            items: List(vec![signed]),
+            items: List(vec![Version::read(item).unwrap()]),
         }),
         Frame::Offer(OfferFrame {
             transfer,
@@ -129,7 +133,15 @@ fn an_unknown_frame_is_skipped_below_the_critical_range_and_refused_in_it() {
 #[test]
 fn the_largest_batches_fit_into_a_frame() {
     let key = SigningKey::from_bytes(&[1; 32]);
-    let item = key.sign(Domain::Item, &vec![0; 15 * 1024 + 200]);
+    let item = crate::flood::Item::new(
+        ItemKind::Record,
+        u64::MAX,
+        u64::MAX,
+        UnixMillis(u64::MAX),
+        core::time::Duration::MAX,
+        &[0; crate::flood::ITEM_BODY_BYTES_MAX],
+    );
+    let item = Version::read(key.sign(Domain::Item, &crate::cbor::to_bytes(&item))).unwrap();
     let items = Items {
         items: List(vec![item.clone(), item.clone(), item]),
     };

@@ -76,12 +76,76 @@ impl Neighbors {
         self.bootstraps.iter().any(|id| self.linked.contains(id))
     }
 
-    pub(super) fn on_learned(&mut self, id: PeerId, mut addresses: Vec<Address>, bootstrap: bool) {
-        if id == self.config.local {
-            return;
+    /// Tells whether more neighbors are wanted, and nobody is left to dial for that.
+    pub(crate) fn is_hungry(&self) -> bool {
+        let flying_only = self.flying.iter().filter(|id| !self.linked.contains(id)).count();
+        self.ready.is_empty() && self.linked.len() + flying_only < self.config.degree_min
+    }
+
+    /// Takes in a peer that the directory offers, in the place of one that is of no use now.
+    pub(super) fn on_candidate(&mut self, id: PeerId, addresses: Vec<Address>) {
+        if !self.peers.contains_key(&id) && self.peers.len() >= PEERS_KNOWN_MAX {
+            self.forget_one();
         }
+        self.learn(id, addresses, false);
+    }
+
+    /// Forgets a peer that nobody needs: one that waits after a failure, or one that could be dialled, or a lost one.
+    fn forget_one(&mut self) {
+        let idle = |(id, peer): &(&PeerId, &Peer)| {
+            peer.conns.is_empty() && peer.wants == 0 && peer.given.is_empty() && !self.flying.contains(*id)
+        };
+        let pivot = PeerId(self.random.bytes());
+        let around = || {
+            self.peers
+                .range(pivot..)
+                .chain(self.peers.range(..pivot))
+                .filter(idle)
+        };
+        let waits = around().find(|(_, peer)| !peer.lost && peer.dial != Dial::Ready);
+        let stranger = || around().find(|(_, peer)| !peer.lost);
+        let victim = waits
+            .or_else(stranger)
+            .or_else(|| around().next())
+            .map(|(id, _)| *id);
+        if let Some(id) = victim {
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.learned.clear();
+            peer.proven = None;
+        }
+        self.reindex(id);
+    }
+
+    pub(super) fn on_learned(&mut self, id: PeerId, addresses: Vec<Address>, bootstrap: bool) {
         let full = self.peers.len() >= PEERS_KNOWN_MAX;
         if full && !self.peers.contains_key(&id) && !(bootstrap && self.bootstraps.len() < BOOTSTRAPS_MAX) {
+            // Reservoir sampling: whoever comes is as likely to be kept as those who came before.
+            self.strangers_seen += 1;
+            let seen = PEERS_KNOWN_MAX as u64 + self.strangers_seen;
+            if self.random.below(seen) >= PEERS_KNOWN_MAX as u64 {
+                return;
+            }
+            // A few tries: the whole table is not looked through for every member of a large mesh.
+            let pivot = PeerId(self.random.bytes());
+            let plain = |id: &&PeerId| {
+                let peer = self.peers.get(*id);
+                peer.is_some_and(|peer| !peer.lost && peer.wants == 0 && peer.given.is_empty())
+            };
+            let Some(victim) = self.ready.range(pivot..).take(8).find(plain).copied() else {
+                return;
+            };
+            self.forget(victim);
+        }
+        self.learn(id, addresses, bootstrap);
+    }
+
+    fn learn(&mut self, id: PeerId, mut addresses: Vec<Address>, bootstrap: bool) {
+        if id == self.config.local {
             return;
         }
         addresses.truncate(ADDRESSES_PER_PEER_MAX);

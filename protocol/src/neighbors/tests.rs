@@ -361,10 +361,13 @@ fn a_removed_peer_is_closed_and_never_dialled() {
     assert_eq!((rig.dials(), rig.machine.known()), (Vec::new(), 0));
 }
 
+fn named(n: u64) -> PeerId {
+    PeerId(*blake3::hash(&n.to_be_bytes()).as_bytes())
+}
+
 #[test]
-fn ten_thousand_known_peers_are_dialled_a_few_at_a_time() {
+fn many_known_peers_are_dialled_a_few_at_a_time() {
     let mut rig = Rig::new(config(1, 9));
-    let named = |n: u64| PeerId(*blake3::hash(&n.to_be_bytes()).as_bytes());
     for n in 0..PEERS_KNOWN_MAX as u64 + 10 {
         rig.input(Input::Learned {
             peer: named(n),
@@ -375,7 +378,7 @@ fn ten_thousand_known_peers_are_dialled_a_few_at_a_time() {
     assert_eq!(rig.machine.known(), PEERS_KNOWN_MAX);
     let mut flying = rig.dials();
     assert_eq!(flying.len(), DIALS_MAX);
-    for _ in 0..2000 {
+    for _ in DIALS_MAX..PEERS_KNOWN_MAX {
         rig.input(Input::DialFailed {
             peer: flying.remove(0),
             permanent: false,
@@ -383,4 +386,64 @@ fn ten_thousand_known_peers_are_dialled_a_few_at_a_time() {
         flying.extend(rig.dials());
         assert_eq!(flying.len(), DIALS_MAX);
     }
+}
+
+#[test]
+fn of_more_peers_than_are_kept_everyone_is_as_likely_to_be() {
+    let mut rig = Rig::new(config(1, 9));
+    let count = 20 * PEERS_KNOWN_MAX as u64;
+    for n in 0..count {
+        rig.input(Input::Learned {
+            peer: named(n),
+            addresses: addresses(1),
+            bootstrap: false,
+        });
+    }
+    let kept: Vec<u64> = (0..count)
+        .filter(|n| rig.machine.peers.contains_key(&named(*n)))
+        .collect();
+    assert_eq!(kept.len(), PEERS_KNOWN_MAX);
+    // Those that are dialled stay, the others are drawn: about half of them come from each half.
+    let early = kept.iter().filter(|n| **n < count / 2).count();
+    assert!(
+        (96..=160).contains(&early),
+        "{early} of {} come from the first half",
+        kept.len()
+    );
+}
+
+#[test]
+fn a_machine_that_has_nobody_left_to_dial_takes_what_the_directory_offers() {
+    let mut rig = Rig::new(config(1, 9));
+    for n in 0..PEERS_KNOWN_MAX as u64 {
+        rig.input(Input::Learned {
+            peer: named(n),
+            addresses: addresses(1),
+            bootstrap: false,
+        });
+    }
+    assert!(!rig.machine.is_hungry());
+    let mut flying = rig.dials();
+    while let Some(peer) = flying.pop() {
+        rig.input(Input::DialFailed {
+            peer,
+            permanent: false,
+        });
+        flying.extend(rig.dials());
+    }
+    assert!(rig.machine.is_hungry(), "everybody known waits after a failure");
+    for n in 0..CANDIDATES as u64 {
+        let candidate = Input::Candidate {
+            peer: named(1_000_000 + n),
+            addresses: addresses(1),
+        };
+        rig.input(candidate);
+    }
+    assert_eq!(rig.dials().len(), CANDIDATES);
+    assert_eq!(
+        rig.machine.known(),
+        PEERS_KNOWN_MAX,
+        "they took the place of others"
+    );
+    assert!(!rig.machine.is_hungry());
 }

@@ -576,6 +576,11 @@ impl Transfers {
             .chain(self.incoming.values().map(Incoming::info))
     }
 
+    /// Returns how many transfers go out, come in, and are remembered.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.outgoing.len(), self.incoming.len(), self.remembered.len())
+    }
+
     fn on_frame(&mut self, now: Instant, peer: PeerId, frame: Frame) -> Result<(), Violation> {
         match frame {
             Frame::Offer(offer) => self.on_offer(now, (peer, offer.transfer), offer.offer),

@@ -113,10 +113,7 @@ fn send_in_the_world(world: &mut World, from: PeerIndex, number: u8) {
 fn in_the_world() -> BTreeMap<&'static str, Story> {
     let mut world = World::new(
         1,
-        Conditions {
-            latency: Duration::from_millis(5),
-            bytes_per_second: BYTES_PER_SECOND,
-        },
+        Conditions::constant(Duration::from_millis(5), BYTES_PER_SECOND),
     );
     let p0 = world.add_admitter("lab", "p0");
     world.act(p0, |f, now| f.register(now, host(&id("p0")))).unwrap();

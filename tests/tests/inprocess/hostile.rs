@@ -14,7 +14,7 @@ use hyperfabric_node::transfer::stream::ChunkHeader;
 use hyperfabric_node::{DataType, NodeId, PacketPriority, PeerId, TransferId};
 use hyperfabric_protocol::cbor::{List, Text};
 use hyperfabric_protocol::fabric::{Event, Misbehaved};
-use hyperfabric_protocol::flood::{FloodViolation, Item, ItemKind};
+use hyperfabric_protocol::flood::{FloodViolation, Item, ItemKind, Version};
 use hyperfabric_protocol::frame::{Frame, Items, OfferFrame};
 use hyperfabric_protocol::sign::Domain;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, Offer, PayloadKind, TransferEvent};
@@ -162,7 +162,11 @@ async fn flood(raw: &Raw, to: SocketAddr, mut record: impl FnMut(u64) -> Signed)
     let (connection, mut control) = raw.greet(to).await;
     let mut sent = 0;
     while sent < RECORDS {
-        let items: Vec<Signed> = (sent..(sent + BATCH).min(RECORDS)).map(&mut record).collect();
+        let read = |signed| Version::read(signed).unwrap();
+        let items = (sent..(sent + BATCH).min(RECORDS))
+            .map(&mut record)
+            .map(read)
+            .collect();
         let items = Frame::Items(Items {
             items: List::truncating(items),
         });

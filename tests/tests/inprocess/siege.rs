@@ -15,7 +15,7 @@ use hyperfabric_node::transfer::stream::ChunkHeader;
 use hyperfabric_node::{DataType, PacketPriority, TransferId};
 use hyperfabric_protocol::cbor::{self, List, Text};
 use hyperfabric_protocol::cert::Membership;
-use hyperfabric_protocol::flood::{Item, ItemKind};
+use hyperfabric_protocol::flood::{Item, ItemKind, Version};
 use hyperfabric_protocol::frame::{
     Abort, Accept, Delivered, Digest, Finish, Frame, Items, JoinRequest, OfferFrame, Progress, RenewRequest,
     Summary,
@@ -182,7 +182,7 @@ fn floods_of_flooding_cost_bounded_memory_and_stop_nobody() {
         let padding = vec![7; 14 * 1024];
         let own = |raw: &Raw, kind, id: u64, sequence, body: &[u8]| {
             let item = Item::new(kind, id, sequence, now, Duration::from_secs(3600), body);
-            raw.key.sign(Domain::Item, &cbor::to_bytes(&item))
+            Version::read(raw.key.sign(Domain::Item, &cbor::to_bytes(&item))).unwrap()
         };
         let items = |items| {
             Frame::Items(Items {

@@ -1,0 +1,91 @@
+//! Nobody deals with a peer whose membership it knows to be revoked, or that never was a member.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hyperfabric_protocol::fabric::Event;
+use hyperfabric_protocol::transfer::{Role, TransferEvent};
+use hyperfabric_protocol::{Instant, PeerId};
+
+use super::{Asked, Check, Findings};
+use crate::world::{PeerIndex, World};
+
+const NAME: &str = "certificates";
+
+/// The checker.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    strangers: BTreeSet<PeerId>,
+    /// Who was revoked, and who has said that it knows.
+    revoked: BTreeSet<PeerId>,
+    told: BTreeMap<PeerIndex, BTreeSet<PeerId>>,
+}
+
+impl Check for Certificates {
+    fn asked(&mut self, world: &World, asked: Asked) {
+        match asked {
+            Asked::Stranger(peer) => drop(self.strangers.insert(world.peer_id(peer))),
+            Asked::Revoked(peer) => drop(self.revoked.insert(world.peer_id(peer))),
+            Asked::Member(_) | Asked::Send { .. } | Asked::Crashed(_) => {}
+        }
+    }
+
+    fn event(&mut self, world: &World, at: Instant, peer: PeerIndex, event: &Event, to: &mut Findings) {
+        let (who, what) = match event {
+            Event::Revoked { peer: who, .. } => {
+                self.told.entry(peer).or_default().insert(*who);
+                if !self.revoked.contains(who) {
+                    to.add(
+                        NAME,
+                        at,
+                        Some(peer),
+                        format!("heard that {} was revoked, and it was not", who.short()),
+                    );
+                }
+                return;
+            }
+            Event::PeerUp { peer: who, .. } => (*who, "connected with"),
+            Event::NodeAppeared { peer: who, .. } => (*who, "took up a node of"),
+            Event::Transfer(TransferEvent::Offered { of, .. }) if of.role == Role::Receiver => {
+                (of.peer, "took an offer of")
+            }
+            _ => return,
+        };
+        // Strangers are strangers to each other, too; what they do among themselves is their business.
+        if self.strangers.contains(&who) && !self.strangers.contains(&world.peer_id(peer)) {
+            to.add(
+                NAME,
+                at,
+                Some(peer),
+                format!("{what} {}, who is no member", who.short()),
+            );
+        }
+        if self.told.get(&peer).is_some_and(|told| told.contains(&who)) {
+            to.add(
+                NAME,
+                at,
+                Some(peer),
+                format!("{what} {}, of whose revocation it had heard", who.short()),
+            );
+        }
+    }
+
+    fn end(&mut self, world: &World, to: &mut Findings) {
+        for peer in world.peers() {
+            let Some(fabric) = world.running(peer) else {
+                continue;
+            };
+            let me = world.peer_id(peer);
+            if self.strangers.contains(&me) || self.revoked.contains(&me) {
+                continue;
+            }
+            // Of a revocation only those must know who have said so.
+            let told = |who: &PeerId| self.told.get(&peer).is_some_and(|told| told.contains(who));
+            let outside =
+                |who: &PeerId| self.strangers.contains(who) || (self.revoked.contains(who) && told(who));
+            for (who, _) in fabric.connected().filter(|(who, _)| outside(who)) {
+                let what = format!("is still connected with {}, who is no member", who.short());
+                to.add(NAME, world.now().mono, Some(peer), what);
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The command `scale`: a mesh of many peers, or a scenario, and what it costs this machine.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hyperfabric_sim::conditions::Conditions;
+use hyperfabric_sim::run::{Run, RunReport};
+use hyperfabric_sim::scale::{Scale, ScaleConfig, ScaleReport};
+use hyperfabric_sim::scenario::Scenario;
+use hyperfabric_sim::topology::Shape;
+use hyperfabric_sim::world::WorldOptions;
+use serde::Serialize;
+
+use super::args::ScaleArgs;
+
+const PEERS: u32 = 1000;
+/// Virtual time after which a mesh that has not come together never will.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// What a run cost this machine.
+#[derive(Debug, Serialize)]
+struct Cost {
+    seconds: f64,
+    events_per_second: f64,
+    rss_bytes: u64,
+}
+
+impl Cost {
+    fn of(begin: Instant, events: u64) -> Self {
+        let seconds = begin.elapsed().as_secs_f64();
+        Self {
+            seconds,
+            events_per_second: events as f64 / seconds.max(f64::MIN_POSITIVE),
+            rss_bytes: rss_bytes(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Joined {
+    #[serde(flatten)]
+    report: ScaleReport,
+    #[serde(flatten)]
+    cost: Cost,
+    /// What the process has, divided by peers and by items.
+    rss_bytes_per_peer_and_item: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Ran {
+    #[serde(flatten)]
+    report: RunReport,
+    #[serde(flatten)]
+    cost: Cost,
+}
+
+pub(super) fn run(args: &ScaleArgs, json: bool) -> Result<bool> {
+    match &args.scenario {
+        Some(path) => {
+            let mut scenario = Scenario::read(path)?;
+            scenario.peers = args.peers.map_or(scenario.peers, |peers| peers as usize);
+            run_scenario(scenario, args.seed, json)
+        }
+        None => join(args, json),
+    }
+}
+
+fn run_scenario(scenario: Scenario, seed: u64, json: bool) -> Result<bool> {
+    let begin = Instant::now();
+    let report = Run::new(scenario, seed)?.finish();
+    let cost = Cost::of(begin, report.events);
+    let good = report.violations.is_empty();
+    let ran = Ran { report, cost };
+    if json {
+        println!("{}", serde_json::to_string(&ran)?);
+        return Ok(good);
+    }
+    let Ran { report, cost } = ran;
+    println!("{}", report.intent);
+    println!(
+        "{} peers, {:.0} s of virtual time in {:.1} s, {} events ({:.0}/s), trace {}",
+        report.peers,
+        report.virtual_seconds,
+        cost.seconds,
+        report.events,
+        cost.events_per_second,
+        report.trace_hash
+    );
+    println!(
+        "{} transfers: {} delivered, {} ended with an error",
+        report.transfers, report.delivered, report.failed
+    );
+    for violation in &report.violations {
+        println!("VIOLATION {violation:?}");
+    }
+    Ok(good)
+}
+
+fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
+    let begin = Instant::now();
+    let shape = args.topology.shape();
+    let config = ScaleConfig {
+        peers: args.peers.unwrap_or(PEERS) as usize,
+        seed: args.seed,
+        tickets: matches!(shape, Shape::Full | Shape::Geographic),
+        shape,
+        link: Conditions::default(),
+        join_within: args.join_within.0,
+        limit: LIMIT,
+    };
+    let options = WorldOptions {
+        bytes: args.bytes,
+        log: false,
+    };
+    let mut scale = Scale::new(config, options);
+    let good = scale.run();
+    let report = scale.report();
+    let cost = Cost::of(begin, report.events);
+    let pairs = report.peers as u64 * report.peers as u64;
+    let joined = Joined {
+        rss_bytes_per_peer_and_item: cost.rss_bytes / pairs,
+        report,
+        cost,
+    };
+    if json {
+        println!("{}", serde_json::to_string(&joined)?);
+        return Ok(good);
+    }
+    let Joined { report, cost, .. } = joined;
+    let outcome = if good {
+        "know each other"
+    } else {
+        "have NOT come together"
+    };
+    println!(
+        "{} peers {outcome} after {:.1} s of virtual time, in {:.1} s",
+        report.peers, report.virtual_seconds, cost.seconds
+    );
+    println!(
+        "{} events, {:.0}/s, trace {}",
+        report.events, cost.events_per_second, report.trace_hash
+    );
+    println!(
+        "a peer knows the others after {:?} ms, and has {:?} connections",
+        report.join_ms, report.connections
+    );
+    println!(
+        "an item arrives {:.1} times at each peer; {} kB of control frames each; {} MB of memory in all",
+        report.arrivals_per_item,
+        report.control_bytes_per_peer / 1000,
+        cost.rss_bytes / 1_000_000
+    );
+    Ok(good)
+}
+
+fn rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

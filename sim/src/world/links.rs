@@ -1,0 +1,606 @@
+//! Connections, and what QUIC makes of their links.
+//!
+//! Frames of a connection arrive in order, however long a lost packet holds them up. While the way is cut they wait;
+//! when it is open again they arrive with a retransmission. A side that has heard nothing for
+//! [`IDLE_TIMEOUT`](crate::conditions::IDLE_TIMEOUT) gives the connection up, and a side whose peer has given up or was
+//! restarted hears that from the reset that answers its next packet. [QUIC-12] [QUIC-13]
+
+use std::time::Duration;
+
+use hyperfabric_protocol::cert::Membership;
+use hyperfabric_protocol::fabric::{Input, Purpose, Transmit};
+use hyperfabric_protocol::frame::Frame;
+use hyperfabric_protocol::neighbors::CloseReason;
+use hyperfabric_protocol::{Address, ConnId, Instant, PeerId};
+
+use super::trace::frame_bytes;
+use super::{Happening, PeerIndex, World};
+use crate::conditions::{IDLE_TIMEOUT, KEEP_ALIVE, LossState, retransmission};
+use crate::seed::{Draws, Stream};
+
+/// How long a dial takes to fail that nobody answers. [QUIC-12]
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Frames that may be under way on a connection. [QUIC-14]
+const UNREAD_FRAMES_MAX: u32 = 1_024;
+/// And how many bytes of them, beside what the link itself holds. [QUIC-14]
+const UNREAD_BYTES_MAX: u64 = 1 << 20;
+
+/// A frame on its way.
+#[derive(Debug)]
+pub(super) enum Carried {
+    /// Shared by both ends.
+    Shared(Frame),
+    /// As the bytes that travel.
+    Bytes(Vec<u8>),
+}
+
+/// A dial in flight.
+#[derive(Debug)]
+pub(super) struct Dialling {
+    from: PeerIndex,
+    start: u32,
+    peer: PeerId,
+    to: Option<PeerIndex>,
+    purpose: Purpose,
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+struct End {
+    peer: PeerIndex,
+    start: u32,
+    /// Whether this side still has the connection.
+    open: bool,
+    /// Since when it hears nothing.
+    deaf_since: Option<Instant>,
+    /// What it sends.
+    flow: Flow,
+}
+
+/// One direction of a connection.
+#[derive(Debug)]
+struct Flow {
+    arrived: Instant,
+    link_free: Instant,
+    unread_frames: u32,
+    unread_bytes: u64,
+    jitter: Draws,
+    loss: LossState,
+    /// Frames that wait for the way to be open again.
+    held: Vec<(Carried, u64)>,
+}
+
+/// A connection; the dialler is the first end. Its ends are called twice its number, and one more.
+#[derive(Debug)]
+pub(super) struct Connection {
+    ends: [End; 2],
+    purpose: Purpose,
+    class: u16,
+}
+
+const fn conn_id(connection: u64, side: usize) -> ConnId {
+    ConnId(connection * 2 + side as u64)
+}
+
+/// Returns a peer's address.
+pub(super) fn address_of(index: PeerIndex) -> Address {
+    Address::new(format!("/sim/{}", index.0)).expect("a short printable text is an address")
+}
+
+fn index_of(address: &Address) -> Option<PeerIndex> {
+    let number = address.as_str().strip_prefix("/sim/")?;
+    number.parse().ok().map(PeerIndex)
+}
+
+impl World {
+    fn connection(&mut self, conn: ConnId) -> Option<(&mut Connection, usize)> {
+        let slot = usize::try_from(conn.0 / 2).ok()?;
+        let connection = self.connections.get_mut(slot)?.as_mut()?;
+        Some((connection, usize::from(conn.0 % 2 == 1)))
+    }
+
+    pub(super) fn transmit(&mut self, index: PeerIndex, transmit: Transmit) {
+        match transmit {
+            Transmit::Frame { conn, frame } => self.send(index, conn, frame),
+            Transmit::Dial {
+                peer,
+                addresses,
+                purpose,
+            } => self.dial(index, peer, &addresses, purpose),
+            Transmit::Close { conn, reason } => {
+                if conn.0 < self.connections.len() as u64 * 2 {
+                    self.close(index, conn.0 / 2, reason);
+                }
+            }
+            Transmit::Payload(order) => self.payload(index, order),
+        }
+    }
+
+    fn send(&mut self, index: PeerIndex, conn: ConnId, frame: Frame) {
+        let bytes = frame_bytes(&frame);
+        let carried = if self.options.bytes {
+            Carried::Bytes(frame.to_bytes())
+        } else {
+            Carried::Shared(frame)
+        };
+        let now = self.now;
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let (from, to, class) = (
+            connection.ends[side].peer,
+            connection.ends[1 - side].peer,
+            connection.class,
+        );
+        if !connection.ends[side].open || from != index {
+            return;
+        }
+        let flow = &mut connection.ends[side].flow;
+        flow.unread_frames += 1;
+        flow.unread_bytes += bytes;
+        let (frames, unread, free) = (flow.unread_frames, flow.unread_bytes, flow.link_free);
+        let conditions = *self.network.conditions(class);
+        let queue = conditions.queue_bytes_max + UNREAD_BYTES_MAX;
+        // A latency's worth of bytes is on the link itself.
+        let under_way = conditions
+            .bytes_per_second
+            .saturating_mul(2 * latency_ms(&conditions))
+            / 1000;
+        if frames > UNREAD_FRAMES_MAX || unread > queue.saturating_add(under_way) {
+            return self.close(index, conn.0 / 2, CloseReason::LimitReached);
+        }
+        if !self.network.passes(from, to) {
+            if let Some((connection, side)) = self.connection(conn) {
+                connection.ends[side].flow.held.push((carried, bytes));
+            }
+            return;
+        }
+        let departure = free.max(now).after(conditions.transmission(bytes));
+        self.fly(conn, carried, bytes, departure);
+    }
+
+    /// Schedules a frame's arrival.
+    fn fly(&mut self, conn: ConnId, carried: Carried, bytes: u64, departure: Instant) {
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let class = connection.class;
+        let conditions = *self.network.conditions(class);
+        let Some((connection, _)) = self.connection(conn) else {
+            return;
+        };
+        let flow = &mut connection.ends[side].flow;
+        flow.link_free = departure;
+        let mean = conditions.latency.mean();
+        let latency = conditions.latency.draw(&mut flow.jitter) + flow.jitter.duration(conditions.jitter);
+        let Some(delay) = retransmission(&mut flow.loss, conditions.loss, bytes, mean) else {
+            // Packet after packet was lost: the other side gives up, and with it the connection.
+            return self.deafen(conn_id(conn.0 / 2, 1 - side));
+        };
+        let arrival = departure.after(latency + delay).max(flow.arrived);
+        flow.arrived = arrival;
+        let to = conn_id(conn.0 / 2, 1 - side);
+        self.schedule(
+            arrival,
+            Happening::Frame {
+                conn: to,
+                frame: carried,
+                bytes,
+            },
+        );
+    }
+
+    pub(super) fn arrive(&mut self, conn: ConnId, carried: Carried, bytes: u64) {
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let flow = &mut connection.ends[1 - side].flow;
+        flow.unread_frames = flow.unread_frames.saturating_sub(1);
+        flow.unread_bytes = flow.unread_bytes.saturating_sub(bytes);
+        let end = &connection.ends[side];
+        if !end.open {
+            return;
+        }
+        let (peer, start) = (end.peer, end.start);
+        self.trace.event(self.now, 7, peer.0);
+        self.frames_received.0 += 1;
+        self.frames_received.1 += bytes;
+        let input = match carried {
+            Carried::Shared(frame) => {
+                if let Frame::Items(items) = &frame {
+                    self.items_received += items.items.len() as u64;
+                }
+                self.trace.frame(&frame);
+                Input::Decoded { conn, frame }
+            }
+            Carried::Bytes(bytes) => {
+                match Frame::from_bytes(&bytes) {
+                    Ok(Some(frame)) => self.trace.frame(&frame),
+                    Ok(None) | Err(_) => self.trace.bytes(&bytes),
+                }
+                Input::Frame { conn, bytes }
+            }
+        };
+        let now = self.clock(peer);
+        let peer_state = &mut self.peers[peer.0];
+        if peer_state.start == start
+            && let Some(fabric) = &mut peer_state.fabric
+        {
+            fabric.handle_input(now, input);
+            self.drain(peer);
+        }
+    }
+
+    fn dial(&mut self, from: PeerIndex, peer: PeerId, addresses: &[Address], purpose: Purpose) {
+        let start = self.peers[from.0].start;
+        let known = addresses
+            .iter()
+            .find_map(index_of)
+            .filter(|to| to.0 < self.peers.len());
+        let to = known.filter(|to| self.answers(from, *to));
+        let delay = match to {
+            // Three flights until the acceptor lets the dialler in.
+            Some(to) => {
+                self.network
+                    .conditions(self.network.class(from, to))
+                    .latency
+                    .mean()
+                    * 3
+            }
+            None => DIAL_TIMEOUT,
+        };
+        let dialling = Dialling {
+            from,
+            start,
+            peer,
+            to,
+            purpose,
+        };
+        self.schedule(self.now.after(delay), Happening::Dial(Box::new(dialling)));
+    }
+
+    fn answers(&self, from: PeerIndex, to: PeerIndex) -> bool {
+        self.peers[to.0].fabric.is_some() && self.network.dials(from, to)
+    }
+
+    pub(super) fn dialled(&mut self, dialling: &Dialling) {
+        let Dialling {
+            from,
+            start,
+            peer,
+            to,
+            purpose,
+        } = *dialling;
+        if self.peers[from.0].start != start || self.peers[from.0].fabric.is_none() {
+            return;
+        }
+        let failed = |permanent| Input::DialFailed {
+            peer,
+            purpose,
+            permanent,
+        };
+        let Some(to) = to.filter(|to| self.answers(from, *to) && self.peers[to.0].id == peer) else {
+            return self.input(from, start, failed(false));
+        };
+        // The handshake refuses whoever was revoked, and says so. [TLS-6]
+        if purpose == Purpose::Prompt && self.revoked_at(to, from) {
+            self.input(from, start, Input::RevokedBy { peer });
+            return self.input(from, start, failed(true));
+        }
+        if purpose == Purpose::Prompt && self.revoked_at(from, to) {
+            return self.input(from, start, failed(true));
+        }
+        let id = self.connections.len() as u64;
+        let class = self.network.class(from, to);
+        let ends = [from, to].map(|peer| self.new_end(id, peer));
+        self.connections
+            .push(Some(Box::new(Connection { ends, purpose, class })));
+        for peer in [from, to] {
+            self.peers[peer.0].conns.insert(id);
+        }
+        let latency = self.network.conditions(class).latency.mean();
+        let welcome = self.now.after(latency);
+        if let Some((connection, _)) = self.connection(conn_id(id, 1)) {
+            // Nothing reaches the dialler before the welcome does.
+            connection.ends[1].flow.arrived = welcome;
+        }
+        self.schedule(welcome, Happening::Welcome { conn: id });
+        self.connected(id, 1);
+    }
+
+    fn new_end(&self, connection: u64, peer: PeerIndex) -> End {
+        let number = peer.0 as u64;
+        End {
+            peer,
+            start: self.peers[peer.0].start,
+            open: true,
+            deaf_since: None,
+            flow: Flow {
+                arrived: self.now,
+                link_free: self.now,
+                unread_frames: 0,
+                unread_bytes: 0,
+                jitter: self.seed.stream(Stream::Jitter, number, connection),
+                loss: LossState::new(self.seed.stream(Stream::Loss, number, connection)),
+                held: Vec::new(),
+            },
+        }
+    }
+
+    fn revoked_at(&self, judge: PeerIndex, shown_by: PeerIndex) -> bool {
+        let serial = self
+            .running(shown_by)
+            .and_then(|f| f.admission().own())
+            .map(|(_, m)| m.serial);
+        let judge = self.running(judge).map(hyperfabric_protocol::Fabric::admission);
+        judge
+            .zip(serial)
+            .is_some_and(|(judge, serial)| judge.is_revoked(&serial))
+    }
+
+    pub(super) fn welcome(&mut self, id: u64) {
+        self.connected(id, 0);
+    }
+
+    /// Tells a side that a connection is up.
+    fn connected(&mut self, id: u64, side: usize) {
+        let conn = conn_id(id, side);
+        let Some((connection, _)) = self.connection(conn) else {
+            return;
+        };
+        let (me, other) = (&connection.ends[side], connection.ends[1 - side].peer);
+        if !me.open {
+            return;
+        }
+        let (index, start, purpose) = (me.peer, me.start, connection.purpose);
+        let membership = self.running(other).and_then(|f| f.admission().own());
+        let membership = membership.map(|(membership, _): (&Membership, _)| membership.to_bytes().into());
+        let input = Input::Connected {
+            conn,
+            peer: self.peers[other.0].id,
+            purpose,
+            dialled: side == 0,
+            address: (side == 0).then(|| address_of(other)),
+            membership,
+        };
+        self.trace.word(conn.0);
+        self.input(index, start, input);
+    }
+
+    /// Closes a connection from a peer's side, in words.
+    pub(super) fn close(&mut self, index: PeerIndex, id: u64, reason: CloseReason) {
+        let Some((connection, _)) = self.connection(conn_id(id, 0)) else {
+            return;
+        };
+        let Some(side) = connection
+            .ends
+            .iter()
+            .position(|end| end.peer == index && end.open)
+        else {
+            return;
+        };
+        connection.ends[side].open = false;
+        let (other, class) = (connection.ends[1 - side].peer, connection.class);
+        let start = self.peers[index.0].start;
+        self.peers[index.0].conns.remove(&id);
+        let mine = conn_id(id, side);
+        self.schedule_own_end(index, start, mine);
+        let theirs = conn_id(id, 1 - side);
+        if self.network.passes(index, other) {
+            let conditions = *self.network.conditions(class);
+            if let Some((connection, _)) = self.connection(mine) {
+                let flow = &mut connection.ends[side].flow;
+                let latency = conditions.latency.draw(&mut flow.jitter);
+                let lost = flow.loss.loses(conditions.loss);
+                let extra = if lost { KEEP_ALIVE } else { Duration::ZERO };
+                let reason = (!lost).then_some(reason);
+                let at = self.now.after(latency + extra);
+                self.schedule(at, Happening::Closed { conn: theirs, reason });
+            }
+        } else {
+            self.deafen(theirs);
+        }
+    }
+
+    fn schedule_own_end(&mut self, index: PeerIndex, start: u32, conn: ConnId) {
+        let input = Box::new(Input::Disconnected { conn, reason: None });
+        let peer = index;
+        self.schedule(self.now, Happening::Input { peer, start, input });
+    }
+
+    /// Ends a connection at one side.
+    pub(super) fn end(&mut self, conn: ConnId, reason: Option<CloseReason>) {
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let end = &mut connection.ends[side];
+        if end.open {
+            end.open = false;
+            let (peer, start) = (end.peer, end.start);
+            self.peers[peer.0].conns.remove(&(conn.0 / 2));
+            self.trace.word(conn.0);
+            self.input(peer, start, Input::Disconnected { conn, reason });
+        }
+        self.forget_ended(conn.0 / 2);
+    }
+
+    /// Lets the side that is left find out that the other one has no connection any more.
+    fn forget_ended(&mut self, id: u64) {
+        let Some((connection, _)) = self.connection(conn_id(id, 0)) else {
+            return;
+        };
+        let open: Vec<usize> = (0..2).filter(|side| connection.ends[*side].open).collect();
+        match open[..] {
+            [] => self.connections[usize::try_from(id).unwrap_or(usize::MAX)] = None,
+            [side] => {
+                let conn = conn_id(id, side);
+                self.deafen(conn);
+                self.reset_if_answered(conn);
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes that a side hears nothing from now on.
+    fn deafen(&mut self, conn: ConnId) {
+        let now = self.now;
+        if let Some((connection, side)) = self.connection(conn) {
+            let end = &mut connection.ends[side];
+            if end.open && end.deaf_since.is_none() {
+                end.deaf_since = Some(now);
+                self.schedule(now.after(IDLE_TIMEOUT), Happening::Idle { conn, since: now });
+            }
+        }
+    }
+
+    pub(super) fn idle(&mut self, conn: ConnId, since: Instant) {
+        if let Some((connection, side)) = self.connection(conn)
+            && connection.ends[side].deaf_since == Some(since)
+        {
+            self.end(conn, None);
+        }
+    }
+
+    /// A side whose peer runs, can be reached, and has forgotten the connection, gets a reset for its next packet.
+    fn reset_if_answered(&mut self, conn: ConnId) {
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        if connection.ends[1 - side].open || !connection.ends[side].open {
+            return;
+        }
+        let (me, other) = (connection.ends[side].peer, connection.ends[1 - side].peer);
+        let class = connection.class;
+        let wait = connection.ends[side].flow.jitter.duration(KEEP_ALIVE);
+        if self.peers[other.0].fabric.is_some()
+            && self.network.passes(me, other)
+            && self.network.passes(other, me)
+        {
+            let latency = self.network.conditions(class).latency.mean();
+            let at = self.now.after(wait + latency * 2);
+            self.schedule(at, Happening::Closed { conn, reason: None });
+        }
+    }
+
+    /// A peer's process is gone without a word.
+    pub(super) fn abandon(&mut self, index: PeerIndex) {
+        for id in self.peers[index.0].conns.clone() {
+            for side in 0..2 {
+                let conn = conn_id(id, side);
+                if let Some((connection, _)) = self.connection(conn) {
+                    if connection.ends[side].peer == index {
+                        connection.ends[side].open = false;
+                    } else {
+                        self.deafen(conn);
+                    }
+                }
+            }
+            let slot = usize::try_from(id).unwrap_or(usize::MAX);
+            let ended = |c: &Connection| c.ends.iter().all(|end| !end.open);
+            if self.connections[slot].as_deref().is_some_and(ended) {
+                self.connections[slot] = None;
+            }
+        }
+    }
+
+    /// A peer's new process answers the packets of connections that it does not know.
+    pub(super) fn reset_forgotten(&mut self, index: PeerIndex) {
+        let stale: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(|peer| !peer.conns.is_empty())
+            .flat_map(|peer| peer.conns.iter())
+            .filter_map(|id| {
+                let connection = self.connections.get(usize::try_from(*id).ok()?)?.as_deref()?;
+                let gone = connection
+                    .ends
+                    .iter()
+                    .position(|end| end.peer == index && !end.open)?;
+                Some(conn_id(*id, 1 - gone))
+            })
+            .collect();
+        for conn in stale {
+            self.reset_if_answered(conn);
+        }
+    }
+
+    /// Brings every connection in line with who can reach whom now.
+    pub(super) fn network_changed(&mut self) {
+        for id in 0..self.connections.len() as u64 {
+            for side in 0..2 {
+                self.direction_changed(id, side);
+            }
+        }
+    }
+
+    /// Looks at what one side hears.
+    fn direction_changed(&mut self, id: u64, side: usize) {
+        let conn = conn_id(id, side);
+        let Some((connection, _)) = self.connection(conn) else {
+            return;
+        };
+        let (me, other) = (connection.ends[side].peer, connection.ends[1 - side].peer);
+        let other_open = connection.ends[1 - side].open;
+        if !self.network.passes(other, me) {
+            return self.deafen(conn);
+        }
+        if !other_open {
+            return self.reset_if_answered(conn);
+        }
+        let now = self.now;
+        let Some((connection, _)) = self.connection(conn) else {
+            return;
+        };
+        let deaf_since = connection.ends[side].deaf_since.take();
+        let held = std::mem::take(&mut connection.ends[1 - side].flow.held);
+        // The probe that gets through is the next one of a series that became ever slower.
+        let waited = now.since(deaf_since.unwrap_or(now)).min(KEEP_ALIVE);
+        let probe = connection.ends[1 - side].flow.jitter.duration(waited);
+        let mut departure = now.after(probe);
+        for (carried, bytes) in held {
+            let class = self.connection(conn).map_or(0, |(c, _)| c.class);
+            departure = departure.after(self.network.conditions(class).transmission(bytes));
+            self.fly(conn_id(id, 1 - side), carried, bytes, departure);
+        }
+    }
+
+    /// Tells whether two peers have a prompt connection that both still have.
+    pub(super) fn are_connected(&self, a: PeerIndex, b: PeerIndex) -> bool {
+        self.peers[a.0].conns.iter().any(|id| {
+            let slot = usize::try_from(*id).ok();
+            let connection = slot.and_then(|slot| self.connections.get(slot)?.as_deref());
+            connection.is_some_and(|c| {
+                c.purpose == Purpose::Prompt
+                    && c.ends
+                        .iter()
+                        .all(|end| end.open && (end.peer == a || end.peer == b))
+            })
+        })
+    }
+
+    /// Loses every connection between two peers, as a NAT that forgets them does.
+    pub fn disconnect(&mut self, a: PeerIndex, b: PeerIndex) {
+        for id in self.peers[a.0].conns.clone() {
+            let Some((connection, _)) = self.connection(conn_id(id, 0)) else {
+                continue;
+            };
+            if connection.ends.iter().all(|end| end.peer == a || end.peer == b) {
+                let latency = self.network.conditions(self.network.class(a, b)).latency.mean();
+                for side in 0..2 {
+                    let conn = conn_id(id, side);
+                    self.schedule(self.now.after(latency), Happening::Closed { conn, reason: None });
+                }
+            }
+        }
+    }
+
+    /// Keeps two peers from reaching each other, or lets them again.
+    pub fn partition(&mut self, a: PeerIndex, b: PeerIndex, cut: bool) {
+        self.network.cut_pair(a, b, cut);
+        self.network_changed();
+    }
+}
+
+fn latency_ms(conditions: &crate::conditions::Conditions) -> u64 {
+    u64::try_from(conditions.latency.mean().as_millis()).unwrap_or(u64::MAX)
+}
