@@ -274,10 +274,12 @@ impl Neighbors {
             End::Remote(CloseReason::Idle)
             | End::Local(CloseReason::Idle | CloseReason::LimitReached)
             | End::Local(CloseReason::Revoked | CloseReason::Violation | CloseReason::Banned)
-            | End::Remote(CloseReason::Revoked | CloseReason::Violation | CloseReason::Banned)
+            | End::Remote(CloseReason::Violation | CloseReason::Banned)
             | End::Local(CloseReason::Incompatible)
             | End::Remote(CloseReason::Incompatible) => self.pause(now, id),
-            End::Remote(CloseReason::LimitReached | CloseReason::HelloTimeout)
+            // The code of a revoked membership is that of an expired one, which may have been renewed meanwhile: the
+            // next handshake says which it is, or succeeds. [CONN-8]
+            End::Remote(CloseReason::LimitReached | CloseReason::HelloTimeout | CloseReason::Revoked)
             | End::Local(CloseReason::HelloTimeout) => {
                 peer.lost = false;
                 self.retry_later(now, id);

@@ -257,12 +257,7 @@ fn a_lost_neighbor_is_dialled_again_at_once_and_then_ever_less_often() {
 
 #[test]
 fn a_peer_that_leaves_on_purpose_is_not_dialled_at_once() {
-    for reason in [
-        CloseReason::Idle,
-        CloseReason::Revoked,
-        CloseReason::Banned,
-        CloseReason::Incompatible,
-    ] {
+    for reason in [CloseReason::Idle, CloseReason::Banned, CloseReason::Incompatible] {
         let mut rig = Rig::new(config(1, 9));
         rig.learn(2, false);
         rig.bring_up(1, 2, true);
@@ -274,6 +269,25 @@ fn a_peer_that_leaves_on_purpose_is_not_dialled_at_once() {
         rig.pass(Duration::from_secs(20));
         assert_eq!(rig.dials(), [peer(2)], "{reason}");
     }
+}
+
+#[test]
+fn a_peer_that_is_told_of_its_revocation_asks_soon_whether_it_may_come_back_and_then_waits() {
+    // [CONN-8]
+    let mut rig = Rig::new(config(1, 9));
+    rig.learn(2, false);
+    rig.bring_up(1, 2, true);
+    rig.pass(STABLE_AFTER);
+    rig.dials();
+    rig.lose(1, Some(CloseReason::Revoked));
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.dials(), [peer(2)]);
+    rig.input(Input::DialFailed {
+        peer: peer(2),
+        permanent: true,
+    });
+    rig.pass(Duration::from_secs(20));
+    assert_eq!(rig.dials(), []);
 }
 
 #[test]
