@@ -30,7 +30,7 @@ use crate::admission::Admission;
 use crate::cert::{CertificateError, Member, Membership};
 use crate::directory::Directory;
 use crate::flood::{self, Content, Flood};
-use crate::frame::{Abort, Frame, OfferFrame};
+use crate::frame::{Abort, Frame, Goodbye, OfferFrame};
 use crate::neighbors::{self, CloseReason, Neighbors, NeighborsConfig};
 use crate::random::Random;
 use crate::sign::SigningKey;
@@ -454,6 +454,16 @@ impl Fabric {
         }
     }
 
+    /// Forgets a connection that the other side has left, and leaves it as well. [CONN-9]
+    fn handle_goodbye(&mut self, now: Now, conn: ConnId, goodbye: &Goodbye) {
+        let reason = goodbye.reason();
+        self.handle_disconnected(now, conn, reason);
+        self.transmits.push_back(Transmit::Close {
+            conn,
+            reason: reason.unwrap_or(CloseReason::Idle),
+        });
+    }
+
     /// Takes a frame; `None` is one of a kind that may be skipped.
     fn handle_frame(&mut self, now: Now, conn: ConnId, frame: Option<Frame>) {
         let Some(state) = self.conns.get(&conn) else {
@@ -541,6 +551,7 @@ impl Fabric {
                     .handle_items(now, conn, peer, &items)
                     .map_err(Misbehaved::Flood)?;
             }
+            Frame::Goodbye(goodbye) if !joining => self.handle_goodbye(now, conn, &goodbye),
             Frame::RenewRequest(request) if !joining => {
                 self.admission.handle_renew_request(now, conn, peer, &request);
             }
@@ -563,6 +574,7 @@ impl Fabric {
             | Frame::Summary(_)
             | Frame::Digest(_)
             | Frame::Items(_)
+            | Frame::Goodbye(_)
             | Frame::RenewRequest(_)
             | Frame::RenewReply(_)
             | Frame::Offer(_)
@@ -704,3 +716,6 @@ impl Fabric {
         .min()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use crate::cbor::{DecodeError, Decoder, Encoder, List, Text, Value, wire_enum, wire_map};
 use crate::cert::Membership;
 use crate::flood::{ITEMS_PER_FRAME_MAX, ItemKind, Version};
+use crate::neighbors::CloseReason;
 use crate::transfer::{ChunkRanges, Fault, Offer};
 use crate::{NodeId, PeerId, TransferId};
 
@@ -97,6 +98,28 @@ wire_map! {
     pub struct Items {
         /// Signed [`crate::flood::Item`]s.
         0 => pub items: List<Arc<Version>, ITEMS_PER_FRAME_MAX>,
+    }
+}
+
+wire_map! {
+    /// The sender's last frame: it closes the connection as soon as what was asked on it is answered. [CONN-9]
+    pub struct Goodbye {
+        /// A [`CloseReason`]'s code.
+        0 => pub code: u32,
+    }
+}
+
+impl Goodbye {
+    /// Says why.
+    #[must_use]
+    pub const fn new(reason: CloseReason) -> Self {
+        Self { code: reason.code() }
+    }
+
+    /// Returns why, when it is a reason for a connection to drain.
+    #[must_use]
+    pub fn reason(&self) -> Option<CloseReason> {
+        CloseReason::from_code(u64::from(self.code)).filter(|reason| reason.drains())
     }
 }
 
@@ -289,6 +312,8 @@ frames! {
     2 => Digest(Digest),
     /// Floods.
     3 => Items(Items),
+    /// Leaves the connection to what was asked on it.
+    4 => Goodbye(Goodbye),
     /// Offers a transfer.
     8 => Offer(OfferFrame),
     /// Accepts it.

@@ -151,6 +151,13 @@ impl CloseReason {
         Self::Banned,
     ];
 
+    /// Tells whether a connection that is closed for this drains: it is nobody's fault, and what was asked on it is
+    /// still answered. [CONN-9]
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        matches!(self, Self::Duplicate | Self::Idle | Self::LimitReached)
+    }
+
     /// Returns the code that stands for the reason on the wire.
     #[must_use]
     pub const fn code(self) -> u32 {

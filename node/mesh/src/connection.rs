@@ -5,6 +5,7 @@
 //! decided here.
 
 mod cause;
+mod life;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::tls::{Admitted, Purpose};
 
 pub use cause::CloseCause;
 pub use hyperfabric_protocol::neighbors::CloseReason;
+pub(crate) use life::{Asked, Life};
 
 /// Which end dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,7 @@ pub(crate) struct Core {
     violation: OnceLock<Misbehaved>,
     /// Set when somebody has taken over the connection's incoming streams.
     pub(crate) streams_taken: AtomicBool,
+    pub(crate) life: Arc<Life>,
 }
 
 impl Core {
@@ -143,6 +146,7 @@ impl Connection {
             closed_for: OnceLock::new(),
             violation: OnceLock::new(),
             streams_taken: AtomicBool::new(false),
+            life: Life::new(),
         }))))
     }
 
@@ -227,6 +231,20 @@ impl Connection {
         let core = Arc::clone(self.core());
         let error = core.quic.closed().await;
         core.cause(&error)
+    }
+
+    /// Whether streams may be opened here: it has not ended, and is not kept for the answers to earlier requests alone.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.core().quic.close_reason().is_none() && !self.core().life.is_draining()
+    }
+
+    /// Waits until [`Self::is_open`] is false.
+    pub(crate) async fn parted(&self) {
+        tokio::select! {
+            _ = self.closed() => {}
+            () = self.core().life.draining() => {}
+        }
     }
 
     /// How the peer broke the protocol, when this side closed the connection for that.

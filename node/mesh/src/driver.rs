@@ -9,6 +9,7 @@
 //! Both the node and the bootstrap peer run this loop; they differ in their host.
 
 mod dial;
+mod drain;
 mod handle;
 mod serve;
 
@@ -102,6 +103,8 @@ enum Message {
     },
     /// A connection's control stream is open.
     Control { conn: ConnId, sender: ControlSender },
+    /// The other side has finished it.
+    ControlEnded { conn: ConnId },
     /// A member asks something.
     Request { from: PeerId, stream: BiStream },
     /// End.
@@ -270,6 +273,12 @@ impl<H: Host> Driver<H> {
                 );
             }
             Message::Control { conn, sender } => self.control(conn, sender),
+            // Behind a Goodbye, which takes the connection out of the table, this is the end of a drain. [QUIC-5]
+            Message::ControlEnded { conn } => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.connection.close(CloseReason::Idle);
+                }
+            }
             Message::Request { from, stream } => self.host.request(&self.handle, from, stream),
             Message::Stop => return false,
         }
@@ -389,7 +398,7 @@ impl<H: Host> Driver<H> {
                 if let Some(link) = self.links.remove(&conn) {
                     tracing::debug!(peer = %link.connection.peer(), %reason, "closing a connection");
                     self.handle.forget(&link.connection);
-                    link.connection.close(reason);
+                    self.handle.part(&link.connection, link.control, reason);
                 }
             }
             Transmit::Payload(order) => self.host.payload(&self.handle, order),
@@ -421,19 +430,19 @@ impl<H: Host> Driver<H> {
             Event::PeerDown { peer } => self.handle.forget_peer(peer),
             Event::Revoked { serial, peer, .. } => {
                 self.gate.revoke(*serial);
-                self.handle.close_bulk(peer, CloseReason::Revoked);
+                self.handle.cut_off(peer, CloseReason::Revoked);
             }
             Event::Misbehaved { peer, violation } => {
                 tracing::warn!(%peer, %violation, "a peer broke the protocol and is cut off");
                 self.gate.ban(*peer);
-                self.handle.close_bulk(peer, CloseReason::Violation);
+                self.handle.cut_off(peer, CloseReason::Violation);
             }
             Event::JoinMisbehaved { peer, violation } => {
                 tracing::info!(%peer, %violation, "a peer broke the protocol while joining");
             }
             Event::Expired { peer } => {
                 tracing::info!(%peer, "a member's certificate has expired");
-                self.handle.close_bulk(peer, CloseReason::Revoked);
+                self.handle.cut_off(peer, CloseReason::Revoked);
             }
             Event::Refused { peer, error } => tracing::info!(%peer, %error, "refused a peer"),
             Event::Joined(_) => self.show_membership(),

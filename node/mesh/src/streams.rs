@@ -15,7 +15,7 @@ mod tests;
 use bytes::Bytes;
 use quinn::VarInt;
 
-use crate::connection::Connection;
+use crate::connection::{Asked, Connection};
 use crate::tls::Purpose;
 
 pub use echo::{ECHO_BYTES_MAX, ECHO_TIMEOUT};
@@ -173,6 +173,8 @@ pub struct BiStream {
     pub send: SendStream,
     /// From the peer.
     pub recv: RecvStream,
+    /// There when this side asks something that a draining connection waits for.
+    _asked: Option<Asked>,
 }
 
 impl BiStream {
@@ -180,6 +182,7 @@ impl BiStream {
         Self {
             send: SendStream::new(send),
             recv: RecvStream::new(recv),
+            _asked: None,
         }
     }
 
@@ -316,11 +319,17 @@ impl Connection {
     /// Opens a bidirectional stream and writes its kind byte. Waits while the peer allows no further stream.
     ///
     /// # Errors
-    /// [`StreamError::NotHere`] when the connection's purpose has no such kind; see [`StreamError`].
+    /// [`StreamError::NotHere`] when the connection's purpose has no such kind, [`StreamError::ConnectionLost`] also when the connection
+    /// is not [`Connection::is_open`]; see [`StreamError`].
     pub async fn open_bi(&self, kind: StreamKind) -> Result<BiStream, StreamError> {
         self.check_kind(kind)?;
+        // [CONN-10]
+        let asked = self.core().life.ask().ok_or(StreamError::ConnectionLost)?;
         let mut stream = BiStream::new(self.core().quic.open_bi().await?);
         stream.send.write_all(&[kind.byte()]).await?;
+        if matches!(kind, StreamKind::Request | StreamKind::Echo) {
+            stream._asked = Some(asked);
+        }
         Ok(stream)
     }
 

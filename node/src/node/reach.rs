@@ -98,9 +98,9 @@ impl Node {
             .await;
     }
 
-    /// Returns the connection to a peer, unless it has ended and the machine does not know yet.
+    /// Returns the connection to a peer, unless it has ended or drains and the machine does not know yet.
     fn live_connection(&self, peer: &PeerId) -> Option<Connection> {
         let connection = self.handle().connection(peer)?;
-        connection.close_cause().is_none().then_some(connection)
+        connection.is_open().then_some(connection)
     }
 }

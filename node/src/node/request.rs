@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hyperfabric_mesh::driver::BulkError;
-use hyperfabric_mesh::{BiStream, Connection, DialError, StreamCode, StreamError, StreamKind};
+use hyperfabric_mesh::{BiStream, Connection, DialError, Purpose, StreamCode, StreamError, StreamKind};
 use hyperfabric_protocol::cbor::{self, List, Text, Value};
 use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::error::{NodeNotFoundError, REASON_BYTES_MAX};
@@ -32,6 +32,8 @@ pub const DATA_BYTES_MAX: usize = 64 << 20;
 const METADATA_TEXTS_MAX: usize = 32;
 /// How long the header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take in whose place another one has ended before a request was sent.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a whole request, its handler included, may take.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -265,6 +267,19 @@ impl Node {
         }
     }
 
+    /// Opens a stream for a request, on another connection when this one has ended or drains since it was found.
+    async fn open(&self, connection: &Connection) -> Result<BiStream, StreamError> {
+        let opened = connection.open_bi(StreamKind::Request).await;
+        let lost = matches!(opened, Err(StreamError::ConnectionLost));
+        if !lost || connection.purpose() != Purpose::Prompt {
+            return opened;
+        }
+        match self.connect(connection.peer(), RECONNECT_TIMEOUT).await {
+            Some(next) => next.open_bi(StreamKind::Request).await,
+            None => opened,
+        }
+    }
+
     /// Sends a request to where its destination is.
     pub(crate) async fn ask(
         &self,
@@ -290,7 +305,7 @@ impl Node {
             Located::At(connection) if request.data.len() <= prompt_max => connection,
             Located::At(connection) => &**lease.insert(self.0.handle.bulk(connection.peer()).await?),
         };
-        let mut stream = connection.open_bi(StreamKind::Request).await?;
+        let mut stream = self.open(connection).await?;
         let ask = Ask {
             source: request.source,
             destination: request.destination,

@@ -28,6 +28,12 @@ fn offer() -> Offer {
 }
 
 fn every_frame() -> Vec<Frame> {
+    let mut frames = most_frames();
+    frames.push(Frame::Goodbye(Goodbye::new(CloseReason::Duplicate)));
+    frames
+}
+
+fn most_frames() -> Vec<Frame> {
     let transfer = TransferId([9; 16]);
     let key = SigningKey::from_bytes(&[1; 32]);
     let signed = key.sign(Domain::Certificate, b"body");

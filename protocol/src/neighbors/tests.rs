@@ -291,6 +291,21 @@ fn a_peer_that_is_told_of_its_revocation_asks_soon_whether_it_may_come_back_and_
 }
 
 #[test]
+fn a_connection_drains_unless_a_fault_or_the_end_of_a_process_closes_it() {
+    // [CONN-9]
+    let drains = |reason: &CloseReason| reason.drains();
+    let which: Vec<CloseReason> = CloseReason::ALL.into_iter().filter(drains).collect();
+    assert_eq!(
+        which,
+        [
+            CloseReason::Duplicate,
+            CloseReason::Idle,
+            CloseReason::LimitReached
+        ]
+    );
+}
+
+#[test]
 fn a_wanted_peer_is_dialled_now_and_reported_when_it_cannot_be() {
     let mut rig = Rig::new(config(1, 9));
     rig.input(Input::Want { peer: peer(2) });

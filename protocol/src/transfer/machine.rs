@@ -594,6 +594,7 @@ impl Transfers {
             | Frame::Summary(_)
             | Frame::Digest(_)
             | Frame::Items(_)
+            | Frame::Goodbye(_)
             | Frame::JoinRequest(_)
             | Frame::JoinReply(_)
             | Frame::RenewRequest(_)

@@ -83,7 +83,8 @@ impl Trace {
             | Frame::JoinRequest(_)
             | Frame::JoinReply(_)
             | Frame::RenewRequest(_)
-            | Frame::RenewReply(_) => self.bytes(&frame.to_bytes()),
+            | Frame::RenewReply(_)
+            | Frame::Goodbye(_) => self.bytes(&frame.to_bytes()),
         }
     }
 }

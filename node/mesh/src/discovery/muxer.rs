@@ -47,7 +47,7 @@ impl Line {
 
     /// Ready when the line is to be served (true) or has ended (false).
     fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if self.connection.close_cause().is_some() {
+        if !self.connection.is_open() {
             return Poll::Ready(false);
         }
         if !self.used || self.first.is_some() {
@@ -84,7 +84,7 @@ impl Park {
     /// Takes a living line to this peer.
     pub(super) fn take(&self, peer: &PeerId) -> Option<Line> {
         let mut parking = lock(&self.parking);
-        let usable = |line: &Line| line.connection.peer() == *peer && line.connection.close_cause().is_none();
+        let usable = |line: &Line| line.connection.peer() == *peer && line.connection.is_open();
         let index = parking.lines.iter().position(usable)?;
         Some(parking.lines.swap_remove(index))
     }
@@ -116,7 +116,7 @@ impl Park {
                 parking.served.remove(&peer);
             }
         }
-        if line.connection.close_cause().is_none() {
+        if line.connection.is_open() {
             parking.lines.push(line);
         }
         drop(parking);
@@ -149,7 +149,7 @@ impl Muxer {
         park.leave(line.connection.peer());
         let connection = line.connection.clone();
         let ended = async move {
-            connection.closed().await;
+            connection.parted().await;
         };
         Self {
             line: Some(line),

@@ -9,6 +9,7 @@ use hyperfabric_protocol::{Address, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Message;
+use super::drain::Draining;
 use crate::address::PeerAddress;
 use crate::connection::{CloseReason, Connection};
 use crate::endpoint::{DialError, Endpoint};
@@ -75,12 +76,14 @@ impl Outgoing {
 
 /// Connections shared between the loop and those who use them.
 #[derive(Default)]
-struct Connections {
+pub(super) struct Connections {
     prompt: HashMap<PeerId, Connection>,
     /// Dialled here, for sending.
     bulk: HashMap<PeerId, Outgoing>,
     /// Dialled by the other side.
     bulk_in: HashMap<PeerId, Vec<Connection>>,
+    /// Prompt connections that are kept for answers alone.
+    pub(super) draining: Draining,
     dial_errors: HashMap<PeerId, DialError>,
     /// Whoever dials for sending holds its peer's turn.
     bulk_dials: HashMap<PeerId, Arc<tokio::sync::Mutex<()>>>,
@@ -199,7 +202,7 @@ impl Handle {
             .collect())
     }
 
-    fn connections(&self) -> MutexGuard<'_, Connections> {
+    pub(super) fn connections(&self) -> MutexGuard<'_, Connections> {
         self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -312,9 +315,11 @@ impl Handle {
         list.push(connection.clone());
     }
 
-    /// Closes the connections for transfers' bytes with a peer, both ways.
-    pub fn close_bulk(&self, peer: &PeerId, reason: CloseReason) {
+    /// Closes what a peer still has here beside the connections that the machine knows: those for transfers' bytes, both
+    /// ways, and those that drain.
+    pub(super) fn cut_off(&self, peer: &PeerId, reason: CloseReason) {
         let mut connections = self.connections();
+        connections.draining.close(peer, reason);
         let outgoing = connections.bulk.remove(peer).map(|open| open.connection);
         let incoming = connections.bulk_in.remove(peer).unwrap_or_default();
         for connection in incoming.into_iter().chain(outgoing) {

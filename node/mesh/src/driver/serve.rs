@@ -105,7 +105,7 @@ async fn open(
     (control, Some(streams.requests))
 }
 
-/// Passes frames and requests on until the control stream ends, which ends the connection.
+/// Passes frames and requests on until the connection ends, which it does soon after its control stream.
 async fn read(
     connection: &Connection,
     handle: &Handle,
@@ -113,9 +113,10 @@ async fn read(
     requests: &mut Option<mpsc::Receiver<BiStream>>,
 ) {
     let (conn, peer) = (connection.id(), connection.peer());
+    let mut ended = false;
     loop {
         tokio::select! {
-            frame = control.next() => match frame {
+            frame = control.next(), if !ended => match frame {
                 Ok(Some(bytes)) => {
                     let input = Input::Frame { conn, bytes: bytes.into() };
                     if !handle.send(Message::Input(input)).await {
@@ -123,8 +124,11 @@ async fn read(
                     }
                 }
                 Ok(None) => {
-                    connection.close(CloseReason::Idle);
-                    return;
+                    ended = true;
+                    connection.core().life.other_is_done();
+                    if !handle.send(Message::ControlEnded { conn }).await {
+                        return;
+                    }
                 }
                 // A violation has closed it already. A reset may come from a process that is going down.
                 Err(ControlError::Oversized { .. } | ControlError::Stream(_)) => {
@@ -137,6 +141,7 @@ async fn read(
                     return;
                 }
             }
+            _ = connection.closed() => return,
         }
     }
 }

@@ -190,7 +190,7 @@ impl Sorter {
                     chunks: Some(chunks), ..
                 },
             ) => {
-                let BiStream { send, recv } = stream;
+                let BiStream { send, recv, .. } = stream;
                 let stream = ChunkStream {
                     send: Some(send),
                     recv,
