@@ -11,19 +11,21 @@
 mod dial;
 mod drain;
 mod handle;
+mod link;
 mod serve;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, Misbehaved, Purpose as Use, Transmit};
 use hyperfabric_protocol::transfer::PayloadOrder;
 use hyperfabric_protocol::{ConnId, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, watch};
 
 pub use handle::{BulkError, Handle, Stopped};
+
+use link::Link;
 
 use crate::clock::Clock;
 use crate::connection::{CloseReason, Connection};
@@ -39,8 +41,6 @@ use crate::workers::WorkerPool;
 const MESSAGES_MAX: usize = 1024;
 /// Messages handled before timers and transmits are looked at again.
 const BATCH_MAX: usize = 64;
-/// Frames for a connection whose control stream is not open yet.
-const UNSENT_FRAMES_MAX: usize = 256;
 /// How often the loop looks whether this peer's own addresses have changed.
 const ADDRESS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -103,20 +103,14 @@ enum Message {
     },
     /// A connection's control stream is open.
     Control { conn: ConnId, sender: ControlSender },
+    /// A control stream has room for floods again, or had none for too long.
+    Room { conn: ConnId, in_time: bool },
     /// The other side has finished it.
     ControlEnded { conn: ConnId },
     /// A member asks something.
     Request { from: PeerId, stream: BiStream },
     /// End.
     Stop,
-}
-
-/// A connection as the loop knows it.
-struct Link {
-    connection: Connection,
-    control: Option<ControlSender>,
-    /// Frames for a control stream that is still being opened.
-    unsent: Vec<Bytes>,
 }
 
 /// The loop's state.
@@ -272,7 +266,8 @@ impl<H: Host> Driver<H> {
                     },
                 );
             }
-            Message::Control { conn, sender } => self.control(conn, sender),
+            Message::Control { conn, sender } => self.on_link(conn, |link, handle| link.open(handle, sender)),
+            Message::Room { conn, in_time } => self.on_link(conn, |link, handle| link.go_on(handle, in_time)),
             // Behind a Goodbye, which takes the connection out of the table, this is the end of a drain. [QUIC-5]
             Message::ControlEnded { conn } => {
                 if let Some(link) = self.links.get(&conn) {
@@ -323,41 +318,20 @@ impl<H: Host> Driver<H> {
             address,
             membership: connection.membership().map(Into::into),
         };
-        self.links.insert(
-            connection.id(),
-            Link {
-                connection,
-                control: None,
-                unsent: Vec::new(),
-            },
-        );
+        self.links.insert(connection.id(), Link::new(connection));
         self.fabric.handle_input(now, input);
     }
 
-    fn control(&mut self, conn: ConnId, sender: ControlSender) {
+    /// Does something with a link, which may show that its peer does not keep up.
+    fn on_link(
+        &mut self,
+        conn: ConnId,
+        act: impl FnOnce(&mut Link, &Handle) -> Result<(), ControlSendError>,
+    ) {
         let Some(link) = self.links.get_mut(&conn) else {
             return;
         };
-        let unsent = std::mem::take(&mut link.unsent);
-        link.control = Some(sender);
-        for frame in unsent {
-            self.send(conn, frame);
-        }
-    }
-
-    fn send(&mut self, conn: ConnId, frame: Bytes) {
-        let Some(link) = self.links.get_mut(&conn) else {
-            return;
-        };
-        let sent = match &link.control {
-            Some(control) => control.try_send(frame),
-            None if link.unsent.len() < UNSENT_FRAMES_MAX => {
-                link.unsent.push(frame);
-                Ok(())
-            }
-            None => Err(ControlSendError::Full),
-        };
-        match sent {
+        match act(link, &self.handle) {
             Ok(()) | Err(ControlSendError::Ended) => {}
             Err(error @ (ControlSendError::Full | ControlSendError::TooLarge { .. })) => {
                 // A peer that does not read its control stream cannot be kept: what it misses cannot be dropped.
@@ -385,7 +359,7 @@ impl<H: Host> Driver<H> {
 
     fn transmit(&mut self, transmit: Transmit) {
         match transmit {
-            Transmit::Frame { conn, frame } => self.send(conn, frame.to_bytes().into()),
+            Transmit::Frame { conn, frame } => self.on_link(conn, |link, handle| link.send(handle, frame)),
             Transmit::Dial {
                 peer,
                 addresses,
@@ -533,3 +507,6 @@ async fn next_found(discovery: &mut Option<Discovery>) -> Found {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

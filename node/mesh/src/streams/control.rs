@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyperfabric_protocol::fabric::Misbehaved;
 use hyperfabric_protocol::frame::FRAME_BYTES_MAX;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::inbox::KIND_TIMEOUT;
@@ -67,10 +67,13 @@ pub struct Control {
 impl Control {
     pub(super) fn start(core: &Arc<Core>, stream: BiStream) -> Self {
         let (queue, queued) = mpsc::channel(CONTROL_QUEUE_FRAMES_MAX);
-        core.runtime.spawn(write_frames(stream.send, queued));
+        let written = Arc::new(Notify::new());
+        core.runtime
+            .spawn(write_frames(stream.send, queued, Arc::clone(&written)));
         Self {
             sender: ControlSender {
                 queue,
+                written,
                 room: Arc::new(Semaphore::new(CONTROL_QUEUE_BYTES_MAX)),
             },
             receiver: ControlReceiver {
@@ -91,10 +94,41 @@ struct Queued {
 #[derive(Clone, Debug)]
 pub struct ControlSender {
     queue: mpsc::Sender<Queued>,
+    /// Told whenever frames have left the queue.
+    written: Arc<Notify>,
     room: Arc<Semaphore>,
 }
 
 impl ControlSender {
+    /// Whether half of the queue is free, in frames and in bytes.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.queue.capacity() >= CONTROL_QUEUE_FRAMES_MAX / 2
+            && self.room.available_permits() >= CONTROL_QUEUE_BYTES_MAX / 2
+    }
+
+    /// Whether nothing that is queued leaves any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Waits until [`Self::has_room`], or until the stream has ended.
+    pub async fn room(&self) {
+        loop {
+            let written = self.written.notified();
+            tokio::pin!(written);
+            written.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            tokio::select! {
+                () = written => {}
+                () = self.queue.closed() => return,
+            }
+        }
+    }
+
     /// Queues a frame, or says that there is no room.
     ///
     /// # Errors
@@ -137,7 +171,7 @@ fn frame_len(frame: &Bytes) -> Result<u32, ControlSendError> {
     }
 }
 
-async fn write_frames(mut stream: SendStream, mut queued: mpsc::Receiver<Queued>) {
+async fn write_frames(mut stream: SendStream, mut queued: mpsc::Receiver<Queued>, written: Arc<Notify>) {
     let mut batch = Vec::with_capacity(FRAMES_AT_ONCE);
     let mut chunks = Vec::with_capacity(2 * FRAMES_AT_ONCE);
     while queued.recv_many(&mut batch, FRAMES_AT_ONCE).await > 0 {
@@ -152,6 +186,7 @@ async fn write_frames(mut stream: SendStream, mut queued: mpsc::Receiver<Queued>
         }
         chunks.clear();
         batch.clear();
+        written.notify_waiters();
     }
     stream.finish();
 }

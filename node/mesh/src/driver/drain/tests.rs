@@ -1,145 +1,26 @@
 //! Real loops on loopback whose connections are closed while requests are open on them.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use hyperfabric_protocol::cert::{Membership, MeshRoot};
-use hyperfabric_protocol::fabric::{Event, FabricConfig, Job, Purpose as Use};
-use hyperfabric_protocol::transfer::PayloadOrder;
-use hyperfabric_protocol::{Address, NodeId, SigningKey};
-use tokio::sync::mpsc;
+use hyperfabric_protocol::SigningKey;
+use hyperfabric_protocol::fabric::{FabricConfig, Purpose as Use};
 
 use super::*;
-use crate::address::PeerAddress;
-use crate::clock::{Clock, SystemClock};
 use crate::connection::CloseCause;
-use crate::driver::{self, DriverConfig, Host, Message};
+use crate::driver::Message;
+use crate::driver::tests::{POLL, Peer, config, start, until};
 use crate::endpoint::tests::{Peer as Raw, connect, setup, within};
-use crate::endpoint::{Endpoint, EndpointConfig, Limits};
-use crate::gate::MeshGate;
 use crate::streams::{BiStream, StreamError, StreamKind};
-use crate::tls::{Leaf, LeafCell};
-use crate::wire::KernelWire;
-use crate::workers::WorkerPool;
 
 const QUESTION: &[u8] = b"question";
 const ANSWER: &[u8] = b"answer";
-/// How often a condition is looked at.
-const POLL: Duration = Duration::from_millis(5);
-
-/// Passes requests on, for the test to answer them when it likes.
-struct Requests(mpsc::Sender<BiStream>);
-
-impl Host for Requests {
-    fn job(&mut self, _: &Handle, _: Job) {}
-    fn payload(&mut self, _: &Handle, _: PayloadOrder) {}
-    fn event(&mut self, _: &Handle, _: &Event) {}
-    fn bulk(&mut self, _: &Handle, _: Connection) {}
-    fn request(&mut self, _: &Handle, _: PeerId, stream: BiStream) {
-        self.0.try_send(stream).unwrap();
-    }
-}
-
-/// A member of an open mesh.
-struct Peer {
-    handle: Handle,
-    requests: mpsc::Receiver<BiStream>,
-}
-
-fn start(key: SigningKey, connections_max: usize) -> Peer {
-    let clock = Arc::new(SystemClock::default());
-    let root = MeshRoot::Open {
-        name: "open".to_owned(),
-    };
-    let membership = Membership::open(&root, &key, NodeId::new("x").unwrap(), clock.now().wall);
-    let leaf = LeafCell::new(Leaf::generate(&key, Some(&membership.to_bytes())).unwrap());
-    let gate = MeshGate::new(clock.clone());
-    let runtime = tokio::runtime::Handle::current();
-    let (endpoint, accepted) = Endpoint::bind(EndpointConfig {
-        wire: Arc::new(KernelWire::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()),
-        identity: key.clone(),
-        leaf: leaf.clone(),
-        gate: Arc::new(gate.clone()),
-        runtime: runtime.clone(),
-        mtu_max: 1_452,
-        limits: Limits::default(),
-    })
-    .unwrap();
-    let fabric = FabricConfig {
-        seed: key.peer_id().0,
-        key,
-        root: Some(root),
-        membership: Some(membership),
-        admitter: None,
-        tickets: Vec::new(),
-        grants: Vec::new(),
-        revocations: Vec::new(),
-        incarnation: 1,
-        agent: "test".to_owned(),
-        bootstrap: false,
-        // Nobody dials but on demand, so that the test decides which connections there are.
-        degree_min: 0,
-        degree_max: 0,
-        connections_max,
-        transfers_max: 1,
-    };
-    let (sender, requests) = mpsc::channel(16);
-    let config = DriverConfig {
-        fabric,
-        endpoint,
-        accepted,
-        leaf,
-        gate,
-        clock,
-        pool: WorkerPool::with_available_cores().unwrap(),
-        runtime,
-        announce: Vec::new(),
-        discovery: None,
-    };
-    Peer {
-        handle: driver::start(config, |_| Requests(sender)),
-        requests,
-    }
-}
 
 /// Two members, the one with the smaller id first.
 fn two() -> [Peer; 2] {
     let mut keys = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
     keys.sort_by_key(SigningKey::peer_id);
-    keys.map(|key| start(key, 8))
+    keys.map(|key| start(config(key)))
 }
 
 impl Peer {
-    fn id(&self) -> PeerId {
-        self.handle.peer_id()
-    }
-
-    fn socket(&self) -> SocketAddr {
-        self.handle.endpoint().local_address()
-    }
-
-    fn address(&self) -> Address {
-        PeerAddress::new(self.socket()).to_address()
-    }
-
-    /// Wants a connection to another one, and returns it.
-    async fn meet(&self, other: &Self) -> Connection {
-        let (peer, at) = (other.id(), other.address());
-        let wish = self.handle.act(move |fabric, now| {
-            fabric.learn(now, peer, vec![at], false);
-            fabric.want(now, peer);
-        });
-        wish.await.unwrap();
-        self.connected(other).await;
-        other.connected(self).await;
-        self.handle.connection(&peer).unwrap()
-    }
-
-    async fn connected(&self, other: &Self) {
-        let peer = other.id();
-        until(|| self.handle.connection(&peer).is_some()).await;
-    }
-
     /// Asks on a connection, and returns both ends of the stream when the question has arrived at `other`.
     async fn ask(&self, connection: &Connection, other: &mut Self) -> [BiStream; 2] {
         let mut asked = connection.open_bi(StreamKind::Request).await.unwrap();
@@ -149,15 +30,6 @@ impl Peer {
         assert_eq!(within(taken.recv.read_to_end(100)).await.unwrap(), QUESTION);
         [asked, taken]
     }
-}
-
-async fn until(mut is: impl FnMut() -> bool) {
-    let reached = async {
-        while !is() {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    within(reached).await;
 }
 
 async fn answer([mut asked, mut taken]: [BiStream; 2]) {
@@ -243,7 +115,10 @@ async fn a_duplicate_on_which_nothing_is_asked_is_gone_at_once() {
 
 #[tokio::test]
 async fn a_request_survives_that_the_other_side_makes_room_for_somebody_else() {
-    let mut full = start(SigningKey::from_bytes(&[3; 32]), 1);
+    let mut full = start(FabricConfig {
+        connections_max: 1,
+        ..config(SigningKey::from_bytes(&[3; 32]))
+    });
     let [asker, wanted] = two();
     let connection = asker.meet(&full).await;
     let asked = asker.ask(&connection, &mut full).await;
