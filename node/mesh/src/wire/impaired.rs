@@ -36,7 +36,7 @@ pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most remotes that one partition can name.
 pub const PARTITION_REMOTES_MAX: usize = 1_024;
 
-/// The most remotes of an impaired wire that can have conditions of their own.
+/// The most remotes of an impaired wire that can have conditions of their own; the general ones hold for further ones.
 pub const LINKS_MAX: usize = 4_096;
 
 /// How a delay varies.
@@ -220,11 +220,6 @@ pub struct ImpairmentStats {
     pub corrupted: u64,
 }
 
-/// There is no room for the conditions of another remote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {LINKS_MAX} remotes have conditions of their own")]
-pub struct TooManyLinks;
-
 /// An impaired wire and the handle that changes its conditions.
 #[derive(Debug)]
 pub struct Impaired {
@@ -232,6 +227,17 @@ pub struct Impaired {
     pub wire: Arc<ImpairedWire>,
     /// Stays with whoever sets the conditions.
     pub handle: ImpairmentHandle,
+}
+
+/// Says which conditions hold for a remote, whose IPv4-mapped address is given as IPv4; `None` for the general ones. It must not call the
+/// handle of the wire that asks.
+#[derive(Clone)]
+pub struct LinkRule(pub Arc<dyn Fn(SocketAddr) -> Option<Impairment> + Send + Sync>);
+
+impl std::fmt::Debug for LinkRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkRule").finish_non_exhaustive()
+    }
 }
 
 /// Changes the conditions of an impaired wire while it runs.
@@ -244,12 +250,10 @@ impl ImpairmentHandle {
         lock(&self.0).set_impairment(impairment.normalized());
     }
 
-    /// Sets the conditions of one remote, which then count instead of the general ones; `None` takes them away.
-    ///
-    /// # Errors
-    /// [`TooManyLinks`] beyond [`LINKS_MAX`].
-    pub fn set_link(&self, remote: SocketAddr, impairment: Option<Impairment>) -> Result<(), TooManyLinks> {
-        lock(&self.0).set_link(canonical(remote), impairment.map(Impairment::normalized))
+    /// Gives remotes conditions of their own: the rule is asked once for each remote that something is sent to or comes from, and where it
+    /// has none the general ones hold. A new rule is asked again for those that are known already.
+    pub fn set_rule(&self, rule: LinkRule) {
+        lock(&self.0).set_rule(rule);
     }
 
     /// The general conditions in force.
@@ -324,6 +328,7 @@ impl Wire for ImpairedWire {
     fn try_send(&self, batch: &Outgoing<'_>) -> io::Result<()> {
         let now = Instant::now();
         let mut line = lock(&self.0.line);
+        line.meet(canonical(batch.destination));
         if line.passes_at_once(canonical(batch.destination)) {
             // A WouldBlock from below must reach the sender, who then waits on the poller of the wire below.
             self.0.inner.try_send(batch)?;

@@ -12,9 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::{
-    Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats, JitterShape, LINKS_MAX, TooManyLinks, canonical,
-};
+use super::{Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats, JitterShape, LINKS_MAX, LinkRule, canonical};
 use crate::wire::{Ecn, Outgoing};
 
 /// One datagram under way.
@@ -153,6 +151,7 @@ pub(super) struct Line {
     general: Link,
     /// Remotes with conditions of their own, at most [`LINKS_MAX`].
     links: BTreeMap<SocketAddr, Link>,
+    rule: Option<LinkRule>,
     chance: Chance,
     /// Keyed by due time, then by arrival, so that equal delays keep their order.
     held: BTreeMap<(Instant, u64), Datagram>,
@@ -166,6 +165,7 @@ impl Line {
         Self {
             general: Link::default(),
             links: BTreeMap::new(),
+            rule: None,
             chance: Chance(ChaCha8Rng::seed_from_u64(seed)),
             held: BTreeMap::new(),
             held_bytes: 0,
@@ -182,20 +182,21 @@ impl Line {
         self.general.set(impairment);
     }
 
-    pub(super) fn set_link(
-        &mut self,
-        remote: SocketAddr,
-        impairment: Option<Impairment>,
-    ) -> Result<(), TooManyLinks> {
-        let Some(impairment) = impairment else {
-            self.links.remove(&remote);
-            return Ok(());
-        };
-        if self.links.len() == LINKS_MAX && !self.links.contains_key(&remote) {
-            return Err(TooManyLinks);
+    pub(super) fn set_rule(&mut self, rule: LinkRule) {
+        let mut known = std::mem::take(&mut self.links);
+        known.retain(|remote, link| (rule.0)(*remote).map(|own| link.set(own.normalized())).is_some());
+        self.links = known;
+        self.rule = Some(rule);
+    }
+
+    /// Learns the conditions of a remote. The address is canonical.
+    pub(super) fn meet(&mut self, remote: SocketAddr) {
+        let Some(rule) = &self.rule else { return };
+        if self.links.len() < LINKS_MAX && !self.links.contains_key(&remote) {
+            if let Some(own) = (rule.0)(remote) {
+                self.links.entry(remote).or_default().set(own.normalized());
+            }
         }
-        self.links.entry(remote).or_default().set(impairment);
-        Ok(())
     }
 
     /// Nothing to do to a datagram, and none under way that it would overtake. The address is canonical.
@@ -205,7 +206,9 @@ impl Line {
     }
 
     pub(super) fn drops_incoming(&mut self, remote: SocketAddr) -> bool {
-        let link = self.links.get(&canonical(remote)).unwrap_or(&self.general);
+        let remote = canonical(remote);
+        self.meet(remote);
+        let link = self.links.get(&remote).unwrap_or(&self.general);
         let cut = link.impairment.partition.cuts(remote, Cut::incoming);
         self.stats.partitioned += u64::from(cut);
         cut
@@ -226,6 +229,7 @@ impl Line {
     fn decide(&mut self, now: Instant, mut datagram: Datagram) -> Fate {
         let bytes = datagram.contents.len();
         let remote = canonical(datagram.destination);
+        self.meet(remote);
         let link = self.links.get_mut(&remote).unwrap_or(&mut self.general);
         let impairment = &link.impairment;
         if impairment.partition.cuts(remote, Cut::outgoing) {

@@ -1,6 +1,7 @@
 //! What the conditions mean, in made-up time.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use super::*;
 use crate::wire::impaired::{Bursts, Partition};
@@ -265,7 +266,9 @@ fn a_remote_may_have_conditions_of_its_own() {
         partition: Partition::All(Cut::Incoming),
         ..Impairment::default()
     };
-    line.set_link(other, Some(far)).unwrap();
+    line.set_rule(LinkRule(Arc::new(move |remote| {
+        (remote == other).then(|| far.clone())
+    })));
     for destination in [other, "192.0.2.1:4001".parse().unwrap()] {
         let datagram = Datagram {
             destination,
@@ -277,14 +280,11 @@ fn a_remote_may_have_conditions_of_its_own() {
     assert_eq!(delays, [Duration::from_millis(10), Duration::from_millis(100)]);
     assert!(line.drops_incoming("[::ffff:192.0.2.2]:4001".parse().unwrap()));
     assert!(!line.drops_incoming("192.0.2.1:4001".parse().unwrap()));
-    line.set_link(other, None).unwrap();
+    line.set_rule(LinkRule(Arc::new(|_| Some(Impairment::default()))));
     assert!(!line.drops_incoming(other));
-    for port in 0..LINKS_MAX {
+    for port in 0..=LINKS_MAX {
         let remote = SocketAddr::from(([192, 0, 2, 3], u16::try_from(port).unwrap()));
-        line.set_link(remote, Some(Impairment::default())).unwrap();
+        line.drops_incoming(remote);
     }
-    assert_eq!(
-        line.set_link(other, Some(Impairment::default())),
-        Err(TooManyLinks)
-    );
+    assert_eq!(line.links.len(), LINKS_MAX);
 }
