@@ -9,6 +9,7 @@ pub mod check;
 pub mod conditions;
 pub mod debug;
 pub mod queue;
+pub mod real;
 pub mod run;
 pub mod scale;
 pub mod scenario;

@@ -91,6 +91,7 @@ pub(crate) struct Shared {
     crypto: Arc<ServerCrypto>,
     socket: Arc<QuinnSocket>,
     next_id: AtomicU64,
+    dials: AtomicU64,
 }
 
 impl Shared {
@@ -150,6 +151,7 @@ impl Endpoint {
             crypto: Arc::new(crypto),
             socket: Arc::clone(&socket),
             next_id: AtomicU64::new(1),
+            dials: AtomicU64::new(0),
         });
         let _context = config.runtime.enter();
         let quic = quinn::Endpoint::new_with_abstract_socket(
@@ -201,6 +203,12 @@ impl Endpoint {
     #[must_use]
     pub fn refusals(&self) -> Vec<(Refusal, u64)> {
         self.0.shared.refusals.totals()
+    }
+
+    /// How often this endpoint has dialled so far, whatever came of it.
+    #[must_use]
+    pub fn dials(&self) -> u64 {
+        self.0.shared.dials.load(Ordering::Relaxed)
     }
 
     fn quic(&self) -> Option<quinn::Endpoint> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hyperfabric_protocol::PeerId;
 use quinn::ConnectionError;
@@ -131,6 +132,7 @@ async fn establish(
         })?;
     // The driver of the connection keeps what it needs; a handle here would delay the end of the endpoint.
     drop(endpoint);
+    shared.dials.fetch_add(1, Ordering::Relaxed);
     let quic = connecting.await.map_err(|error| fail(&error))?;
     let negotiated = quic
         .handshake_data()

@@ -1,0 +1,284 @@
+//! Real nodes in one process, over impaired wires: what users run, on the network that a scenario describes.
+//!
+//! A run has the phases of a mesh's life: peers start with a few contacts each, come to know all, are idle, exchange
+//! messages, and move files. What is measured of them is in [`RealReport`]; it comes from the nodes' own handles, from
+//! the wires and from the operating system, and what arrived is checked against what was sent, by the simulator itself.
+
+mod lab;
+mod load;
+mod measure;
+mod network;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyperfabric_mesh::wire::Impairment;
+use hyperfabric_node::node::StartNodeError;
+use serde::Serialize;
+
+pub use lab::LabError;
+pub use measure::{Percentiles, Usage};
+pub use network::LinkTable;
+
+use lab::Lab;
+
+/// The most peers of a run: each has a socket, and a process some thousand descriptors.
+pub const PEERS_MAX: usize = 2_000;
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct RealConfig {
+    /// What everything is drawn from that the simulator draws.
+    pub seed: u64,
+    /// The peers that each peer is told of at its start, by their places; one per peer.
+    pub contacts: Vec<Vec<usize>>,
+    /// How links behave.
+    pub links: LinkTable,
+    /// How many messages are sent, each from one random peer to another, and answered.
+    pub messages: usize,
+    /// How many files are sent, each from one random peer to another.
+    pub transfers: usize,
+    /// Bytes of a file.
+    pub transfer_bytes: usize,
+    /// Messages under way at once.
+    pub messages_at_once: usize,
+    /// Files under way at once.
+    pub transfers_at_once: usize,
+    /// How long each phase may take.
+    pub limit: Duration,
+}
+
+/// Why a run could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RealError {
+    /// The number of peers.
+    #[error("{0} peers are not between 2 and {PEERS_MAX}")]
+    Peers(usize),
+    /// The runtime's threads.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+    /// A peer could not be made.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A peer did not start.
+    #[error("peer {peer} does not start")]
+    Start {
+        /// Which.
+        peer: usize,
+        /// Why.
+        #[source]
+        source: Box<StartNodeError>,
+    },
+    /// The operating system does not say what was used.
+    #[error("cannot read what the process uses")]
+    Usage(#[source] std::io::Error),
+    /// A peer ended by itself.
+    #[error("peer {0} has ended")]
+    Ended(usize),
+}
+
+/// What is told while a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Phase,
+    /// How much of it is done.
+    pub done: usize,
+    /// How much there is.
+    pub of: usize,
+}
+
+/// The phases of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Peers are made and started.
+    Start,
+    /// Peers that know all others.
+    Meet,
+    /// Messages that have ended.
+    Messages,
+    /// Transfers that have ended.
+    Transfers,
+}
+
+/// Hears of progress.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
+
+/// What a run has shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct RealReport {
+    /// How many peers ran.
+    pub peers: usize,
+    /// The seed.
+    pub seed: u64,
+    /// Peers that knew every member when the phase ended.
+    pub know_all: usize,
+    /// Messages and transfers that arrived, by those that were sent; 1 when nothing was sent.
+    pub delivery_ratio: f64,
+    /// Of messages.
+    pub messages: Delivery,
+    /// Of transfers.
+    pub transfers: Delivery,
+    /// Seconds that the phases took.
+    pub start_seconds: f64,
+    /// See [`Self::start_seconds`].
+    pub meet_seconds: f64,
+    /// See [`Self::start_seconds`].
+    pub messages_seconds: f64,
+    /// See [`Self::start_seconds`].
+    pub transfers_seconds: f64,
+    /// Processor seconds of everything.
+    pub cpu_seconds: f64,
+    /// Processor seconds per second while nothing was asked of the peers.
+    pub idle_cpu: f64,
+    /// Memory of the process when all knew all and nothing was asked of them yet.
+    pub rss_idle_bytes: u64,
+    /// What a peer adds to that.
+    pub rss_per_peer_bytes: u64,
+    /// The most memory that the process had.
+    pub rss_peak_bytes: u64,
+    /// Connections of a peer before the load.
+    pub connections: Spread,
+    /// Dials of a peer until all knew all.
+    pub dials: Spread,
+    /// What became of datagrams.
+    pub datagrams: Datagrams,
+}
+
+/// How something that each peer has is spread over the peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The mean.
+    pub mean: f64,
+    /// The most of any peer.
+    pub max: u64,
+}
+
+impl Spread {
+    pub(crate) fn of(numbers: &[u64]) -> Self {
+        let sum: u64 = numbers.iter().sum();
+        Self {
+            mean: sum as f64 / numbers.len().max(1) as f64,
+            max: numbers.iter().copied().max().unwrap_or(0),
+        }
+    }
+}
+
+/// What became of messages or of transfers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Delivery {
+    /// How many were sent.
+    pub sent: usize,
+    /// How many arrived, and were what had been sent.
+    pub arrived: usize,
+    /// How long those took, in milliseconds.
+    pub milliseconds: Percentiles,
+    /// What the others ended with, and how often; every one has a typed error.
+    pub errors: std::collections::BTreeMap<String, usize>,
+    /// How many arrived and were not what had been sent. Anything but 0 is a bug.
+    pub damaged: usize,
+}
+
+/// What became of datagrams on all wires.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Datagrams {
+    /// Sent.
+    pub sent: u64,
+    /// Lost by chance.
+    pub lost: u64,
+    /// Dropped by a full queue.
+    pub overflowed: u64,
+    /// Cut off by a partition.
+    pub partitioned: u64,
+}
+
+/// Runs `config` to its end.
+///
+/// # Errors
+/// [`RealError`] when the run could not be made. What goes wrong in it is in the report.
+pub fn run(config: &RealConfig, on_progress: OnProgress<'_>) -> Result<RealReport, RealError> {
+    let peers = config.contacts.len();
+    if !(2..=PEERS_MAX).contains(&peers) {
+        return Err(RealError::Peers(peers));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .event_interval(2)
+        .build()
+        .map_err(RealError::Runtime)?;
+    runtime.block_on(run_in_runtime(config, on_progress))
+}
+
+async fn run_in_runtime(config: &RealConfig, on_progress: OnProgress<'_>) -> Result<RealReport, RealError> {
+    let peers = config.contacts.len();
+    let before = Usage::now().map_err(RealError::Usage)?;
+    let begun = Instant::now();
+    let lab = Lab::new(config, on_progress)?;
+    let lab = Arc::new(lab.start(config, on_progress).await?);
+    let start_seconds = begun.elapsed().as_secs_f64();
+
+    let begun = Instant::now();
+    let know_all = lab.meet(config.limit, on_progress).await?;
+    let meet_seconds = begun.elapsed().as_secs_f64();
+    let idle = measure::idle().await.map_err(RealError::Usage)?;
+    let (connections, dials) = lab.degrees().await?;
+
+    let begun = Instant::now();
+    let messages = load::messages(&lab, config, on_progress).await;
+    let messages_seconds = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    let transfers = load::transfers(&lab, config, on_progress).await;
+    let transfers_seconds = begun.elapsed().as_secs_f64();
+
+    let datagrams = lab.datagrams();
+    lab.stop().await;
+    let after = Usage::now().map_err(RealError::Usage)?;
+    let sent = messages.sent + transfers.sent;
+    let arrived = messages.arrived + transfers.arrived;
+    Ok(RealReport {
+        peers,
+        seed: config.seed,
+        know_all,
+        delivery_ratio: if sent == 0 {
+            1.0
+        } else {
+            arrived as f64 / sent as f64
+        },
+        messages,
+        transfers,
+        start_seconds,
+        meet_seconds,
+        messages_seconds,
+        transfers_seconds,
+        cpu_seconds: (after.processor - before.processor).as_secs_f64(),
+        idle_cpu: idle.share,
+        rss_idle_bytes: idle.rss_bytes,
+        rss_per_peer_bytes: idle.rss_bytes.saturating_sub(before.rss_bytes) / peers as u64,
+        rss_peak_bytes: after.rss_peak_bytes,
+        connections,
+        dials,
+        datagrams,
+    })
+}
+
+/// The conditions of a network whose links each have a latency of their own, drawn evenly from a range, in each
+/// direction the same.
+#[must_use]
+pub fn even_links(seed: u64, latency: std::ops::RangeInclusive<Duration>, base: Impairment) -> LinkTable {
+    LinkTable::new(move |from, to| {
+        let (low, high) = (from.min(to) as u64, from.max(to) as u64);
+        let mut hasher = blake3::Hasher::new();
+        for word in [seed, low, high] {
+            hasher.update(&word.to_be_bytes());
+        }
+        let mut word = [0; 8];
+        hasher.finalize_xof().fill(&mut word);
+        let share = (u64::from_be_bytes(word) >> 11) as f64 / (1u64 << 53) as f64;
+        let range = latency.end().saturating_sub(*latency.start());
+        Impairment {
+            latency: *latency.start() + range.mul_f64(share),
+            ..base.clone()
+        }
+    })
+}
