@@ -1,4 +1,4 @@
-//! Peers that are admitted without a network, and started on impaired wires with storage in memory.
+//! Peers that are admitted without a network, and started on impaired wires, each with a temporary folder.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use hyperfabric_mesh::state::{StateError, StateFolder};
 use hyperfabric_mesh::wire::{Impaired, Impairment, ImpairmentHandle};
 use hyperfabric_mesh::{KernelWire, Limits, PeerAddress, Wire};
 use hyperfabric_node::node::{DataHandler, Environment, NodeConfig};
-use hyperfabric_node::storage::{LossyStorage, Storage};
+use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::{Store, StoreError};
 use hyperfabric_node::transfer::InboxPolicy;
 use hyperfabric_node::workers::WorkerPool;
@@ -60,7 +60,6 @@ pub enum LabError {
 struct Seed {
     name: NodeId,
     folder: StateFolder,
-    storage: LossyStorage,
     wire: Impaired,
 }
 
@@ -68,7 +67,7 @@ struct Seed {
 pub(super) struct RealPeer {
     pub(super) name: NodeId,
     pub(super) node: Node,
-    pub(super) storage: LossyStorage,
+    pub(super) storage: Arc<dyn Storage>,
     wire: ImpairmentHandle,
 }
 
@@ -142,7 +141,6 @@ impl Lab {
             seeds.push(Seed {
                 name: name(peer),
                 folder,
-                storage: LossyStorage::new(),
                 wire,
             });
             on_progress(Progress {
@@ -206,15 +204,17 @@ async fn start_one(
     pool: WorkerPool,
     clock: Arc<dyn Clock>,
 ) -> Result<RealPeer, RealError> {
-    let journal = seed.storage.clone();
-    let store = Store::with_backend(move || Ok(journal.journal())).map_err(LabError::Store)?;
+    let opened =
+        Store::open(&seed.folder.store_file(), clock.now().wall.0 / 1_000).map_err(LabError::Store)?;
+    let disk = DiskStorage::open(seed.folder.path()).map_err(LabError::Folder)?;
+    let storage: Arc<dyn Storage> = Arc::new(disk);
     let environment = Environment {
         runtime: tokio::runtime::Handle::current(),
         pool,
         clock,
         wire: seed.wire.wire as Arc<dyn Wire>,
-        store,
-        storage: Arc::new(seed.storage.clone()) as Arc<dyn Storage>,
+        store: opened.store,
+        storage: Arc::clone(&storage),
     };
     let config = NodeConfig {
         folder: seed.folder,
@@ -242,7 +242,7 @@ async fn start_one(
     Ok(RealPeer {
         name: seed.name,
         node,
-        storage: seed.storage,
+        storage,
         wire: seed.wire.handle,
     })
 }

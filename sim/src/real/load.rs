@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use hyperfabric_node::node::{DataRequest, NewTransfer};
-use hyperfabric_node::storage::{Access, RelPath, Storage as _};
+use hyperfabric_node::storage::{Access, RelPath};
 use hyperfabric_node::{DataType, PacketPriority, TransferId};
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::random::Random;

@@ -25,6 +25,9 @@ pub(super) const RECORDS_MAX: usize = 1024;
 pub(super) const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
 /// Peers that a record is stored at, and that a query converges on. Kademlia's 20 serves networks whose peers come and go by the minute.
 const REPLICAS: NonZeroUsize = NonZeroUsize::new(4).expect("4 > 0");
+/// Peers of one distance that are known: twice what a query converges on. Every place of the 256 distances is kept free in memory, 1.6 MB
+/// with Kademlia's 20.
+const BUCKET_PEERS_MAX: NonZeroUsize = NonZeroUsize::new(8).expect("8 > 0");
 /// Peers that a query asks at once.
 const PARALLELISM: NonZeroUsize = NonZeroUsize::new(2).expect("2 > 0");
 /// Peers that queries may wait to meet at once.
@@ -95,6 +98,7 @@ fn kademlia(peer: PeerId, mesh: &MeshId, server: bool) -> kad::Behaviour<MemoryS
     config
         .set_query_timeout(QUERY_TIMEOUT)
         .set_replication_factor(REPLICAS)
+        .set_kbucket_size(BUCKET_PEERS_MAX)
         .set_parallelism(PARALLELISM)
         .set_max_packet_size(KAD_PACKET_BYTES_MAX)
         .set_record_filtering(kad::StoreInserts::FilterBoth)
