@@ -1,6 +1,7 @@
 //! The command line of the simulator.
 
 mod args;
+mod run;
 mod scale;
 
 use std::io::{BufRead as _, Write as _};
@@ -33,6 +34,7 @@ pub(crate) fn main() -> ExitCode {
 /// Returns whether everything held.
 fn run(cli: &Cli) -> Result<bool> {
     match &cli.command {
+        Command::Run(args) => run::run(args, cli.json),
         Command::Scale(args) => scale::run(args, cli.json),
         Command::Replay { seed } => replay(*seed, cli.json),
         Command::Swarm(args) => swarm(args, cli.json),

@@ -1,5 +1,6 @@
 //! Many HyperFabric peers in one process.
 //!
+//! [`real`] runs nodes as users have them, over wires that behave like a bad network.
 //! [`world`] runs the protocol alone, in virtual time: no sockets, no threads, no clock, and the same seed gives the
 //! same run. It drives [`hyperfabric_protocol::Fabric`] exactly as the real driver does, so what holds here holds
 //! there.

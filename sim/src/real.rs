@@ -5,6 +5,7 @@
 //! the wires and from the operating system, and what arrived is checked against what was sent, by the simulator itself.
 
 mod lab;
+mod links;
 mod load;
 mod measure;
 mod network;
@@ -12,11 +13,11 @@ mod network;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyperfabric_mesh::wire::Impairment;
 use hyperfabric_node::node::StartNodeError;
 use serde::Serialize;
 
 pub use lab::LabError;
+pub use links::{contacts, impairment, region_links, spread_links};
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;
 
@@ -259,26 +260,5 @@ async fn run_in_runtime(config: &RealConfig, on_progress: OnProgress<'_>) -> Res
         connections,
         dials,
         datagrams,
-    })
-}
-
-/// The conditions of a network whose links each have a latency of their own, drawn evenly from a range, in each
-/// direction the same.
-#[must_use]
-pub fn even_links(seed: u64, latency: std::ops::RangeInclusive<Duration>, base: Impairment) -> LinkTable {
-    LinkTable::new(move |from, to| {
-        let (low, high) = (from.min(to) as u64, from.max(to) as u64);
-        let mut hasher = blake3::Hasher::new();
-        for word in [seed, low, high] {
-            hasher.update(&word.to_be_bytes());
-        }
-        let mut word = [0; 8];
-        hasher.finalize_xof().fill(&mut word);
-        let share = (u64::from_be_bytes(word) >> 11) as f64 / (1u64 << 53) as f64;
-        let range = latency.end().saturating_sub(*latency.start());
-        Impairment {
-            latency: *latency.start() + range.mul_f64(share),
-            ..base.clone()
-        }
     })
 }

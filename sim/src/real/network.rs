@@ -16,6 +16,12 @@ impl LinkTable {
     pub fn new(conditions: impl Fn(usize, usize) -> Impairment + Send + Sync + 'static) -> Self {
         Self(Arc::new(conditions))
     }
+
+    /// The conditions from one peer to another.
+    #[must_use]
+    pub fn ask(&self, from: usize, to: usize) -> Impairment {
+        (self.0)(from, to)
+    }
 }
 
 impl fmt::Debug for LinkTable {
@@ -40,7 +46,7 @@ impl Sockets {
         LinkRule(Arc::new(move |remote| {
             let places = sockets.0.read().unwrap_or_else(PoisonError::into_inner);
             let to = *places.get(&remote)?;
-            Some((links.0)(place, to))
+            Some(links.ask(place, to))
         }))
     }
 }

@@ -192,10 +192,11 @@ impl Line {
     /// Learns the conditions of a remote. The address is canonical.
     pub(super) fn meet(&mut self, remote: SocketAddr) {
         let Some(rule) = &self.rule else { return };
-        if self.links.len() < LINKS_MAX && !self.links.contains_key(&remote) {
-            if let Some(own) = (rule.0)(remote) {
-                self.links.entry(remote).or_default().set(own.normalized());
-            }
+        if self.links.len() < LINKS_MAX
+            && !self.links.contains_key(&remote)
+            && let Some(own) = (rule.0)(remote)
+        {
+            self.links.entry(remote).or_default().set(own.normalized());
         }
     }
 

@@ -1,0 +1,199 @@
+//! The command `run`: real nodes in this process.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hyperfabric_sim::conditions::{Conditions, Loss};
+use hyperfabric_sim::real::{self, Delivery, Phase, Progress, RealConfig, RealReport};
+use hyperfabric_sim::seed::Seed;
+use hyperfabric_sim::topology::{Shape, Topology};
+
+use super::args::RunArgs;
+
+/// Messages and transfers under way at once: more would measure this machine.
+const MESSAGES_AT_ONCE: usize = 32;
+const TRANSFERS_AT_ONCE: usize = 8;
+
+pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
+    let peers = args.peers as usize;
+    let latency = args.latency.unwrap_or(LatencyRange::DEFAULT);
+    let base = Conditions {
+        jitter: args.jitter.0,
+        loss: match args.loss.0 {
+            0 => Loss::None,
+            ppm => Loss::Bernoulli { ppm },
+        },
+        bytes_per_second: args.rate.map_or(0, |rate| rate.0),
+        ..Conditions::constant(latency.low, 0)
+    };
+    let (seed, shape) = (Seed(args.seed), args.topology.shape());
+    let topology = Topology::new(seed, &shape, peers, base, 0);
+    let links = if shape == Shape::Geographic {
+        ensure!(
+            args.latency.is_none(),
+            "--latency and --topology geographic both say how far peers are apart: leave one out"
+        );
+        real::region_links(&topology, base)
+    } else {
+        real::spread_links(seed, latency.low..=latency.high, base)
+    };
+    let config = RealConfig {
+        seed: args.seed,
+        contacts: real::contacts(&topology, peers),
+        links,
+        messages: args.messages.unwrap_or(5 * peers),
+        transfers: args.transfers.unwrap_or(peers / 2),
+        transfer_bytes: usize::try_from(args.transfer_size.0)?,
+        messages_at_once: MESSAGES_AT_ONCE,
+        transfers_at_once: TRANSFERS_AT_ONCE,
+        limit: args.limit.0,
+    };
+    let shown = Mutex::new(None);
+    let report = real::run(&config, &|progress| show(&shown, progress))?;
+    let good = report.know_all == report.peers
+        && report.delivery_ratio >= 1.0
+        && report.messages.damaged + report.transfers.damaged == 0;
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        summary(&report);
+    }
+    Ok(good)
+}
+
+/// Shows on a terminal what is being done, one line that is written over.
+fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
+    let mut errors = std::io::stderr();
+    if !errors.is_terminal() {
+        return;
+    }
+    let percent = progress.done * 100 / progress.of.max(1);
+    let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if *shown == Some((progress.phase, percent)) {
+        return;
+    }
+    let what = match progress.phase {
+        Phase::Start => "peers made and started",
+        Phase::Meet => "peers know everyone",
+        Phase::Messages => "messages answered",
+        Phase::Transfers => "transfers ended",
+    };
+    // A progress line that cannot be written is not missed.
+    let _ = write!(errors, "\r\x1b[K{} of {} {what}", progress.done, progress.of);
+    let ended = progress.phase == Phase::Transfers && progress.done == progress.of;
+    let _ = if ended { writeln!(errors) } else { errors.flush() };
+    *shown = Some((progress.phase, percent));
+}
+
+fn summary(report: &RealReport) {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!("{} peers, seed {}", report.peers, report.seed);
+    println!(
+        "{:<14} {} of {} know everyone, {:.1} s after the last has started",
+        "meeting", report.know_all, report.peers, report.meet_seconds
+    );
+    println!(
+        "{:<14} {:.1} of each on average, {} at most; {:.1} dials, {} at most",
+        "connections", report.connections.mean, report.connections.max, report.dials.mean, report.dials.max
+    );
+    delivery("messages", &report.messages, report.messages_seconds);
+    delivery("transfers", &report.transfers, report.transfers_seconds);
+    println!(
+        "{:<14} {:.2} MiB of each idle peer, {:.0} MiB at most in all",
+        "memory",
+        mib(report.rss_per_peer_bytes),
+        mib(report.rss_peak_bytes)
+    );
+    println!(
+        "{:<14} {:.0} s in all; {:.3} of a processor while idle",
+        "processor", report.cpu_seconds, report.idle_cpu
+    );
+    let datagrams = report.datagrams;
+    println!(
+        "{:<14} {} sent, {} lost, {} dropped by full queues",
+        "datagrams", datagrams.sent, datagrams.lost, datagrams.overflowed
+    );
+}
+
+fn delivery(what: &str, of: &Delivery, seconds: f64) {
+    let took = of.milliseconds;
+    println!(
+        "{what:<14} {} of {} arrived in {seconds:.1} s; median {:.0} ms, 90 % {:.0}, 99 % {:.0}, longest {:.0}",
+        of.arrived, of.sent, took.p50, took.p90, took.p99, took.max
+    );
+    for (error, count) in &of.errors {
+        println!("{:<14} {count}: {error}", "");
+    }
+    if of.damaged > 0 {
+        println!("{:<14} {} arrived damaged: this is a bug", "", of.damaged);
+    }
+}
+
+/// How far peers are apart, one way: `10..500ms`, or one time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LatencyRange {
+    pub(super) low: Duration,
+    pub(super) high: Duration,
+}
+
+impl LatencyRange {
+    /// What holds when nothing was said: a country.
+    pub(super) const DEFAULT: Self = Self {
+        low: Duration::from_millis(5),
+        high: Duration::from_millis(50),
+    };
+}
+
+impl std::str::FromStr for LatencyRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = |text: &str| {
+            let span: Result<hyperfabric_sim::units::Span, _> = text.parse();
+            span.map(|span| span.0).map_err(|error| error.to_string())
+        };
+        let Some((low, high)) = text.split_once("..") else {
+            let both = time(text)?;
+            return Ok(Self {
+                low: both,
+                high: both,
+            });
+        };
+        // The unit may be said once, at the end.
+        let unit = high.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let bare = low.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let low = if bare {
+            time(&format!("{low}{unit}"))?
+        } else {
+            time(low)?
+        };
+        let high = time(high)?;
+        if low > high {
+            return Err(format!("{text:?} ends before it begins"));
+        }
+        Ok(Self { low, high })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_may_say_its_unit_once() {
+        let range: LatencyRange = "10..500ms".parse().unwrap();
+        assert_eq!((range.low.as_millis(), range.high.as_millis()), (10, 500));
+        let range: LatencyRange = "900us..1.5ms".parse().unwrap();
+        assert_eq!((range.low.as_micros(), range.high.as_micros()), (900, 1_500));
+        let range: LatencyRange = "20ms".parse().unwrap();
+        assert_eq!(
+            (range.low, range.high),
+            (Duration::from_millis(20), Duration::from_millis(20))
+        );
+        for bad in ["500..10ms", "..5ms", "5", "5..", "a..b"] {
+            assert!(bad.parse::<LatencyRange>().is_err(), "{bad}");
+        }
+    }
+}
