@@ -43,10 +43,17 @@ fn peers_that_know_a_neighbor_on_a_lossy_line_meet_all_and_exchange_messages_and
     })
     .unwrap();
     assert_eq!(report.know_all, 12, "{report:#?}");
-    assert_eq!((report.messages.arrived, report.transfers.arrived), (40, 8), "{report:#?}");
+    assert_eq!(
+        (report.messages.arrived, report.transfers.arrived),
+        (40, 8),
+        "{report:#?}"
+    );
     assert_eq!(report.delivery_ratio, 1.0);
     assert_eq!(report.messages.damaged + report.transfers.damaged, 0);
-    assert!(report.connections.max <= DEGREE_MAX && report.dials.mean > 0.0, "{report:#?}");
+    assert!(
+        report.connections.max <= DEGREE_MAX && report.dials.mean > 0.0,
+        "{report:#?}"
+    );
     assert!(report.datagrams.lost > 0, "the network was not bad");
     // Each pair is at least 5 ms apart, one way.
     assert!(report.messages.milliseconds.p50 >= 10.0, "{report:#?}");
@@ -69,7 +76,11 @@ fn a_network_that_carries_nothing_is_reported_and_not_waited_for_without_end() {
     let report = real::run(&config, &|_| {}).unwrap();
     assert_eq!((report.know_all, report.delivery_ratio), (0, 0.0), "{report:#?}");
     let ended = |of: &real::Delivery| of.errors.values().sum::<usize>();
-    assert_eq!((ended(&report.messages), ended(&report.transfers)), (3, 2), "{report:#?}");
+    assert_eq!(
+        (ended(&report.messages), ended(&report.transfers)),
+        (3, 2),
+        "{report:#?}"
+    );
 }
 
 #[test]
