@@ -144,6 +144,7 @@ struct Round {
     began: Instant,
     acked: u64,
     lost: u64,
+    marked: bool,
     app_limited: bool,
 }
 
@@ -153,6 +154,7 @@ impl Round {
             began,
             acked: 0,
             lost: 0,
+            marked: false,
             app_limited: false,
         }
     }
@@ -190,8 +192,10 @@ impl Model {
         }
     }
 
+    /// Packets were lost, or, without any lost bytes, marked by a router whose queue grows (ECN, RFC 3168).
     fn on_loss(&mut self, now: Instant, bytes: u64, persistent: bool) {
         self.round.lost += bytes;
+        self.round.marked |= bytes == 0;
         if persistent {
             // Nothing arrived for several round trips: what was learnt may be about another path.
             *self = Self::new(now, self.initial_window);
@@ -227,8 +231,11 @@ impl Model {
     }
 
     fn judge_losses(&mut self, round: &Round) {
-        let Some(loss) = round.loss_permille() else {
-            return;
+        let loss = match round.loss_permille() {
+            // No path marks packets by itself, as it may lose them.
+            _ if round.marked => 1_000,
+            Some(loss) => loss,
+            None => return,
         };
         if let Phase::Probe { seen } = self.phase {
             if !seen {

@@ -246,7 +246,9 @@ fn a_path_that_loses_too_much_has_its_rate_cut_and_silence_forgets_it() {
     let mut round = |model: &mut Model, acked: u64, lost: u64| {
         let sent = at;
         at += Duration::from_millis(100);
-        model.on_loss(at, lost, false);
+        if lost > 0 {
+            model.on_loss(at, lost, false);
+        }
         model.on_ack(at, sent, acked, false);
     };
     for _ in 0..20 {
@@ -261,4 +263,30 @@ fn a_path_that_loses_too_much_has_its_rate_cut_and_silence_forgets_it() {
     assert!(after < before * 6 / 10, "{after} of {before}");
     model.on_loss(at, 1_200, true);
     assert_eq!(model.window(24_000), 24_000);
+}
+
+#[test]
+fn marks_of_a_router_cut_the_rate_as_losses_do() {
+    let begin = Instant::now();
+    let mut model = Model::new(begin, 12_000);
+    let mut at = begin;
+    let mut round = |model: &mut Model, marked: bool| {
+        let sent = at;
+        at += Duration::from_millis(100);
+        if marked {
+            model.on_loss(at, 0, false);
+        }
+        model.on_ack(at, sent, 1_000_000, false);
+    };
+    for _ in 0..20 {
+        round(&mut model, false);
+    }
+    // Between two probes.
+    while !matches!(model.phase, Phase::Hold { rounds: 2 }) {
+        round(&mut model, false);
+    }
+    let before = model.window(0);
+    round(&mut model, true);
+    let after = model.window(0);
+    assert!(after < before * 9 / 10, "{after} of {before}");
 }
