@@ -1,6 +1,7 @@
 //! The command line of the simulator.
 
 mod args;
+#[cfg(feature = "real")]
 mod run;
 mod scale;
 
@@ -34,6 +35,7 @@ pub(crate) fn main() -> ExitCode {
 /// Returns whether everything held.
 fn run(cli: &Cli) -> Result<bool> {
     match &cli.command {
+        #[cfg(feature = "real")]
         Command::Run(args) => run::run(args, cli.json),
         Command::Scale(args) => scale::run(args, cli.json),
         Command::Replay { seed } => replay(*seed, cli.json),

@@ -1,6 +1,6 @@
 //! Many HyperFabric peers in one process.
 //!
-//! [`real`] runs nodes as users have them, over wires that behave like a bad network.
+//! `real`, behind the feature of that name, runs nodes as users have them, over wires that behave like a bad network.
 //! [`world`] runs the protocol alone, in virtual time: no sockets, no threads, no clock, and the same seed gives the
 //! same run. It drives [`hyperfabric_protocol::Fabric`] exactly as the real driver does, so what holds here holds
 //! there.
@@ -10,6 +10,7 @@ pub mod check;
 pub mod conditions;
 pub mod debug;
 pub mod queue;
+#[cfg(feature = "real")]
 pub mod real;
 pub mod run;
 pub mod scale;

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperfabric_sim::topology::Shape;
-use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
+use hyperfabric_sim::units::Span;
 
-use super::run::LatencyRange;
+#[cfg(feature = "real")]
+use super::run::{EXAMPLES as RUN_EXAMPLES, RunArgs};
 
 /// Runs many peers of a mesh in one process, real ones or in virtual time, and breaks their network on purpose.
 #[derive(Debug, Parser)]
@@ -24,6 +25,7 @@ const EXIT_CODES: &str = "Exit codes: 0 everything held, 1 something did not, 2 
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[cfg(feature = "real")]
     /// Run real nodes on a bad network, and let them exchange messages and files
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
@@ -42,48 +44,6 @@ pub(crate) enum Command {
         /// A seed of the swarm, or a log that it has written
         log: String,
     },
-}
-
-const RUN_EXAMPLES: &str = "Examples:
-  hyperfabric-sim run --peers 20
-  hyperfabric-sim run --peers 200 --topology small-world --latency 10..500ms --loss 1%
-  hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json";
-
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// How many peers
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=hyperfabric_sim::real::PEERS_MAX as i64))]
-    pub(crate) peers: u32,
-    /// Whom peers know at their start; whoever knows another one's address can reach it
-    #[arg(long, value_enum, default_value_t = Topology::SmallWorld)]
-    pub(crate) topology: Topology,
-    /// How far peers are apart, one way: a time, or a range of which each pair gets its own, such as 10..500ms [default: 5..50ms]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) latency: Option<LatencyRange>,
-    /// How much the latency of each datagram varies
-    #[arg(long, value_name = "TIME", default_value = "0ms")]
-    pub(crate) jitter: Span,
-    /// The share of datagrams that are lost
-    #[arg(long, value_name = "SHARE", default_value = "0%")]
-    pub(crate) loss: Share,
-    /// What each peer can send to another one per second [default: no limit]
-    #[arg(long, value_name = "RATE")]
-    pub(crate) rate: Option<Rate>,
-    /// How many messages are sent between random peers [default: 5 for each peer]
-    #[arg(long, value_name = "NUMBER")]
-    pub(crate) messages: Option<usize>,
-    /// How many files are sent between random peers [default: one for every second peer]
-    #[arg(long, value_name = "NUMBER")]
-    pub(crate) transfers: Option<usize>,
-    /// How large a file is
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
-    pub(crate) transfer_size: Bytes,
-    /// How long the peers may take to meet, and a message or transfer to arrive
-    #[arg(long, value_name = "TIME", default_value = "5min")]
-    pub(crate) limit: Span,
-    /// What the network is drawn from; real nodes have a mind of their own, so runs differ all the same
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
 }
 
 const SCALE_EXAMPLES: &str = "Examples:

@@ -5,16 +5,60 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use clap::Args;
 use hyperfabric_sim::conditions::{Conditions, Loss};
 use hyperfabric_sim::real::{self, Delivery, Phase, Progress, RealConfig, RealReport};
 use hyperfabric_sim::seed::Seed;
 use hyperfabric_sim::topology::{Shape, Topology};
+use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
 
-use super::args::RunArgs;
+use super::args::Topology as ShapeArg;
 
 /// Messages and transfers under way at once: more would measure this machine.
 const MESSAGES_AT_ONCE: usize = 32;
 const TRANSFERS_AT_ONCE: usize = 8;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  hyperfabric-sim run --peers 20
+  hyperfabric-sim run --peers 200 --topology small-world --latency 10..500ms --loss 1%
+  hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json";
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// How many peers
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=real::PEERS_MAX as i64))]
+    peers: u32,
+    /// Whom peers know at their start; whoever knows another one's address can reach it
+    #[arg(long, value_enum, default_value_t = ShapeArg::SmallWorld)]
+    topology: ShapeArg,
+    /// How far peers are apart, one way: a time, or a range of which each pair gets its own, such as 10..500ms [default: 5..50ms]
+    #[arg(long, value_name = "TIME")]
+    latency: Option<LatencyRange>,
+    /// How much the latency of each datagram varies
+    #[arg(long, value_name = "TIME", default_value = "0ms")]
+    jitter: Span,
+    /// The share of datagrams that are lost
+    #[arg(long, value_name = "SHARE", default_value = "0%")]
+    loss: Share,
+    /// What each peer can send to another one per second [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    rate: Option<Rate>,
+    /// How many messages are sent between random peers [default: 5 for each peer]
+    #[arg(long, value_name = "NUMBER")]
+    messages: Option<usize>,
+    /// How many files are sent between random peers [default: one for every second peer]
+    #[arg(long, value_name = "NUMBER")]
+    transfers: Option<usize>,
+    /// How large a file is
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    transfer_size: Bytes,
+    /// How long the peers may take to meet, and a message or transfer to arrive
+    #[arg(long, value_name = "TIME", default_value = "5min")]
+    limit: Span,
+    /// What the network is drawn from; real nodes have a mind of their own, so runs differ all the same
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
 
 pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
     let peers = args.peers as usize;
