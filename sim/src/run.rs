@@ -6,6 +6,7 @@
 
 mod deeds;
 mod plan;
+mod recording;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use hyperfabric_protocol::ticket::Ticket;
 use hyperfabric_protocol::transfer::{Offer, TransferEvent};
 use hyperfabric_protocol::{Instant, TransferId};
 use plan::{Deed, Plan};
+use recording::Recorder;
+pub use recording::{FaultSpan, Recording, SAMPLES_MAX, Sample, TransferSpan, rss_bytes};
 use serde::Serialize;
 
 use crate::check::{self, Asked, Check, Findings, Violation};
@@ -62,6 +65,8 @@ struct Sent {
     to: PeerIndex,
     offer: Offer,
     over: Option<bool>,
+    begun: Instant,
+    ended: Option<Instant>,
 }
 
 /// A run.
@@ -81,6 +86,7 @@ pub struct Run {
     sent: BTreeMap<TransferId, Sent>,
     mended: bool,
     look_at: Instant,
+    recorder: Option<Recorder>,
 }
 
 impl Run {
@@ -119,6 +125,7 @@ impl Run {
             sent: BTreeMap::new(),
             mended: false,
             look_at: Instant(0),
+            recorder: None,
         };
         run.found();
         Ok(run)
@@ -174,6 +181,7 @@ impl Run {
         for check in &mut self.checks {
             check.end(&self.world, &mut self.findings);
         }
+        self.last_sample();
         self.report()
     }
 
@@ -211,6 +219,7 @@ impl Run {
             check.look(&self.world, &mut self.findings);
         }
         self.go_on_joining();
+        self.sample();
     }
 
     fn hear(&mut self, at: Instant, peer: PeerIndex, event: &Event) {
@@ -223,6 +232,7 @@ impl Run {
                     && sent.from == peer
                 {
                     sent.over = Some(result.is_ok());
+                    sent.ended = Some(at);
                 }
             }
             Event::Joined(_) if self.joining.contains_key(&peer) => self.plan.add(at, Deed::Joined(peer)),

@@ -142,6 +142,26 @@ impl Topology {
             .as_ref()
             .map(|ways| ways.iter().map(BTreeSet::len).sum::<usize>() / 2)
     }
+
+    /// Returns the ways that there are as pairs of peers, when not everyone has one to everyone.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<(usize, usize)> {
+        let of_peer = |(peer, others): (usize, &BTreeSet<usize>)| -> Vec<(usize, usize)> {
+            others.range(peer + 1..).map(|other| (peer, *other)).collect()
+        };
+        let ways = self.reach.ways.iter().flatten();
+        ways.enumerate().flat_map(of_peer).collect()
+    }
+
+    /// Returns the name of each peer's region, where peers have regions.
+    #[must_use]
+    pub fn region_names(&self) -> Vec<&'static str> {
+        if self.between.is_empty() {
+            return Vec::new();
+        }
+        let name = |region: &u16| REGIONS.get(usize::from(*region)).copied().unwrap_or_default();
+        self.regions.iter().map(name).collect()
+    }
 }
 
 fn region_links(link: Conditions) -> Vec<Vec<Conditions>> {

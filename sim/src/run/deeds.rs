@@ -177,6 +177,7 @@ impl Run {
         let Some(fault) = self.scenario.faults.get(number).cloned() else {
             return;
         };
+        self.note_begin(number);
         let mut lasts = fault.span().1;
         let mut victims = Vec::new();
         match &fault {
@@ -262,6 +263,7 @@ impl Run {
     }
 
     fn end_fault(&mut self, number: usize, victims: &[PeerIndex]) {
+        self.note_end(number);
         let Some(fault) = self.scenario.faults.get(number) else {
             return;
         };
@@ -347,6 +349,8 @@ impl Run {
             to,
             offer: offer.clone(),
             over: None,
+            begun: self.world.now().mono,
+            ended: None,
         };
         self.sent.insert(transfer, sent);
         self.hand_over(from, transfer, to, offer, false);

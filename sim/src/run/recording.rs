@@ -1,0 +1,236 @@
+//! What a run looked like over time, for people: samples of the mesh, and when faults held and transfers ended.
+//!
+//! It is kept only for who asks, and changes nothing in the run: the hash over its events stays the same.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyperfabric_protocol::Instant;
+
+use super::{LOOK, Run};
+use crate::scenario::Fault;
+use crate::world::PeerIndex;
+
+/// The most samples that are kept: as many as a plot can show. Of more, every second one is dropped.
+pub const SAMPLES_MAX: usize = 200;
+
+/// The mesh at one time.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When.
+    pub at: Duration,
+    /// Payload bytes that transfers have received so far.
+    pub payload_bytes: u64,
+    /// Bytes of control frames that peers have received so far.
+    pub control_bytes: u64,
+    /// Members that run.
+    pub running: usize,
+    /// Members that a running member knows, on average.
+    pub known_mean: f64,
+    /// Members that the one knows who knows the fewest.
+    pub known_min: usize,
+    /// Connections of a running member, on average.
+    pub connections_mean: f64,
+    /// Connections of the one who has the most.
+    pub connections_max: usize,
+    /// Memory of this process, where the operating system says.
+    pub rss_bytes: Option<u64>,
+}
+
+/// A fault, and when it held.
+#[derive(Clone, Debug)]
+pub struct FaultSpan {
+    /// What was wrong.
+    pub fault: Fault,
+    /// From when on.
+    pub from: Duration,
+    /// Until when.
+    pub until: Duration,
+}
+
+/// A transfer, as its sender's user saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferSpan {
+    /// When it was given to its sender.
+    pub from: Duration,
+    /// When it ended, and whether its payload had arrived.
+    pub ended: Option<(Duration, bool)>,
+}
+
+/// A run over time.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    /// In order, the first and the last moment among them.
+    pub samples: Vec<Sample>,
+    /// In the order of the scenario.
+    pub faults: Vec<FaultSpan>,
+    /// In any order.
+    pub transfers: Vec<TransferSpan>,
+    /// The region of each peer, where peers have regions.
+    pub regions: Vec<&'static str>,
+    /// Pairs of peers: the ways that there are, or who was connected in the end where everyone has a way to everyone.
+    pub lines: Vec<(usize, usize)>,
+    /// Whether lines are ways.
+    pub lines_are_ways: bool,
+}
+
+/// Takes samples, less often the longer the run.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    every: Duration,
+    next: Instant,
+    samples: Vec<Sample>,
+    /// When each fault began first and ended last.
+    pub(super) struck: BTreeMap<usize, (Instant, Instant)>,
+}
+
+impl Recorder {
+    fn add(&mut self, sample: Sample) {
+        if self.samples.len() >= SAMPLES_MAX {
+            let mut keep = false;
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.every *= 2;
+        }
+        self.next = Instant(0).after(sample.at + self.every);
+        self.samples.push(sample);
+    }
+}
+
+/// Returns the memory of this process, where the operating system says (proc(5)).
+#[must_use]
+pub fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+const fn since_begin(at: Instant) -> Duration {
+    Duration::from_nanos(at.0)
+}
+
+impl Run {
+    /// Keeps a recording from now on.
+    pub fn record(&mut self) {
+        self.recorder = Some(Recorder {
+            every: LOOK,
+            next: Instant(0),
+            samples: Vec::new(),
+            struck: BTreeMap::new(),
+        });
+        self.take_sample();
+    }
+
+    /// Takes a sample, when one is due.
+    pub(super) fn sample(&mut self) {
+        let now = self.world.now().mono;
+        if self
+            .recorder
+            .as_ref()
+            .is_some_and(|recorder| now >= recorder.next)
+        {
+            self.take_sample();
+        }
+    }
+
+    /// Takes a sample of how it ends.
+    pub(super) fn last_sample(&mut self) {
+        let now = since_begin(self.world.now().mono);
+        let last = self
+            .recorder
+            .as_ref()
+            .and_then(|recorder| recorder.samples.last());
+        if last.is_some_and(|last| last.at < now) {
+            self.take_sample();
+        }
+    }
+
+    fn take_sample(&mut self) {
+        let members: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|peer| self.world.running(*peer))
+            .collect();
+        let known = members.iter().map(|fabric| fabric.directory().len());
+        let connected = members.iter().map(|fabric| fabric.connected().count());
+        let mean = |sum: usize| sum as f64 / members.len().max(1) as f64;
+        let sample = Sample {
+            at: since_begin(self.world.now().mono),
+            payload_bytes: self.world.ledger().received,
+            control_bytes: self.world.frames_received().1,
+            running: members.len(),
+            known_mean: mean(known.clone().sum()),
+            known_min: known.min().unwrap_or(0),
+            connections_mean: mean(connected.clone().sum()),
+            connections_max: connected.max().unwrap_or(0),
+            rss_bytes: rss_bytes(),
+        };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(sample);
+        }
+    }
+
+    /// Notes that a fault begins.
+    pub(super) fn note_begin(&mut self, fault: usize) {
+        let now = self.world.now().mono;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.struck.entry(fault).or_insert((now, now));
+        }
+    }
+
+    /// Notes that a fault ends.
+    pub(super) fn note_end(&mut self, fault: usize) {
+        let now = self.world.now().mono;
+        let recorder = self.recorder.as_mut();
+        if let Some((_, until)) = recorder.and_then(|recorder| recorder.struck.get_mut(&fault)) {
+            *until = now;
+        }
+    }
+
+    /// Returns what was recorded, when [`Self::record`] was called before.
+    #[must_use]
+    pub fn recording(&self) -> Option<Recording> {
+        let recorder = self.recorder.as_ref()?;
+        let fault = |(number, (from, until)): (&usize, &(Instant, Instant))| {
+            Some(FaultSpan {
+                fault: self.scenario.faults.get(*number)?.clone(),
+                from: since_begin(*from),
+                until: since_begin(*until),
+            })
+        };
+        let transfers = self.sent.values().map(|sent| TransferSpan {
+            from: since_begin(sent.begun),
+            ended: sent
+                .ended
+                .zip(sent.over)
+                .map(|(at, good)| (since_begin(at), good)),
+        });
+        let lines_are_ways = self.topology.ways().is_some();
+        Some(Recording {
+            samples: recorder.samples.clone(),
+            faults: recorder.struck.iter().filter_map(fault).collect(),
+            transfers: transfers.collect(),
+            regions: self.topology.region_names(),
+            lines: if lines_are_ways {
+                self.topology.pairs()
+            } else {
+                self.connections()
+            },
+            lines_are_ways,
+        })
+    }
+
+    fn connections(&self) -> Vec<(usize, usize)> {
+        let of_peer = |peer: PeerIndex| {
+            let fabric = self.world.running(peer)?;
+            let others = fabric.connected().filter_map(|(id, _)| self.world.peer_of(&id));
+            Some(others.map(move |other| (peer.0, other.0)))
+        };
+        let both = self.world.peers().filter_map(of_peer).flatten();
+        // Each side has the connection.
+        both.filter(|(a, b)| a < b).collect()
+    }
+}
