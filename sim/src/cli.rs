@@ -129,6 +129,11 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
+/// Writes a page for people.
+fn write_page(path: &Path, page: &str) -> Result<()> {
+    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Writes what `debug` reads.
 fn write_logs(folder: &Path, failures: &[Failure]) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

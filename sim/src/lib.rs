@@ -12,6 +12,7 @@ pub mod debug;
 pub mod queue;
 #[cfg(feature = "real")]
 pub mod real;
+pub mod report;
 pub mod run;
 pub mod scale;
 pub mod scenario;

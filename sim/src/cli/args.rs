@@ -49,7 +49,8 @@ pub(crate) enum Command {
 const SCALE_EXAMPLES: &str = "Examples:
   hyperfabric-sim scale --peers 1000 --seed 7 --json
   hyperfabric-sim scale --peers 100 --topology grid
-  hyperfabric-sim scale --scenario sim/scenarios/churn.toml --seed 3";
+  hyperfabric-sim scale --scenario sim/scenarios/churn.toml --seed 3
+  hyperfabric-sim scale --scenario sim/scenarios/partition.toml --html partition.html";
 
 #[derive(Debug, Args)]
 pub(crate) struct ScaleArgs {
@@ -62,6 +63,9 @@ pub(crate) struct ScaleArgs {
     /// A scenario to run
     #[arg(long, value_name = "FILE", conflicts_with_all = ["topology", "join_within", "bytes"])]
     pub(crate) scenario: Option<PathBuf>,
+    /// Write what the scenario showed to this file: numbers, plots over time and the mesh drawn, in one HTML page
+    #[arg(long, value_name = "REPORT.html", requires = "scenario")]
+    pub(crate) html: Option<PathBuf>,
     /// Who can reach whom
     #[arg(long, value_enum, default_value_t = Topology::Full)]
     pub(crate) topology: Topology,

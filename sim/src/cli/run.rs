@@ -1,6 +1,7 @@
 //! The command `run`: real nodes in this process.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use hyperfabric_sim::conditions::{Conditions, Loss};
 use hyperfabric_sim::real::{self, Delivery, Phase, Progress, RealConfig, RealReport};
+use hyperfabric_sim::report::real_page;
 use hyperfabric_sim::seed::Seed;
 use hyperfabric_sim::topology::{Shape, Topology};
 use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
@@ -58,6 +60,9 @@ pub(crate) struct RunArgs {
     /// What the network is drawn from; real nodes have a mind of their own, so runs differ all the same
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Write what the run showed to this file: numbers, bars and the mesh drawn, in one HTML page
+    #[arg(long, value_name = "REPORT.html")]
+    html: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
@@ -99,6 +104,10 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
     let good = report.know_all == report.peers
         && report.delivery_ratio >= 1.0
         && report.messages.damaged + report.transfers.damaged == 0;
+    if let Some(path) = &args.html {
+        let page = real_page(&report, &config.contacts, &topology.region_names());
+        super::write_page(path, &page)?;
+    }
     if json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hyperfabric_sim::conditions::Conditions;
-use hyperfabric_sim::run::{Run, RunReport};
+use hyperfabric_sim::report::scenario_page;
+use hyperfabric_sim::run::{Run, RunReport, rss_bytes};
 use hyperfabric_sim::scale::{Scale, ScaleConfig, ScaleReport};
 use hyperfabric_sim::scenario::Scenario;
 use hyperfabric_sim::topology::Shape;
@@ -31,7 +32,7 @@ impl Cost {
         Self {
             seconds,
             events_per_second: events as f64 / seconds.max(f64::MIN_POSITIVE),
-            rss_bytes: rss_bytes(),
+            rss_bytes: rss_bytes().unwrap_or(0),
         }
     }
 }
@@ -59,16 +60,23 @@ pub(super) fn run(args: &ScaleArgs, json: bool) -> Result<bool> {
         Some(path) => {
             let mut scenario = Scenario::read(path)?;
             scenario.peers = args.peers.map_or(scenario.peers, |peers| peers as usize);
-            run_scenario(scenario, args.seed, json)
+            run_scenario(scenario, args, json)
         }
         None => join(args, json),
     }
 }
 
-fn run_scenario(scenario: Scenario, seed: u64, json: bool) -> Result<bool> {
+fn run_scenario(scenario: Scenario, args: &ScaleArgs, json: bool) -> Result<bool> {
     let begin = Instant::now();
-    let report = Run::new(scenario, seed)?.finish();
+    let mut run = Run::new(scenario, args.seed)?;
+    if args.html.is_some() {
+        run.record();
+    }
+    let report = run.finish();
     let cost = Cost::of(begin, report.events);
+    if let (Some(path), Some(recording)) = (&args.html, run.recording()) {
+        super::write_page(path, &scenario_page(&report, &recording))?;
+    }
     let good = report.violations.is_empty();
     let ran = Ran { report, cost };
     if json {
@@ -151,11 +159,4 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
         cost.rss_bytes / 1_000_000
     );
     Ok(good)
-}
-
-fn rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
