@@ -115,6 +115,7 @@ impl Fabric {
             degree_min: config.degree_min,
             degree_max: config.degree_max,
             connections_max: config.connections_max,
+            bootstrap: config.bootstrap,
         };
         let mut this = Self {
             dormant: stored.filter(|_| own.is_none()),

@@ -27,6 +27,7 @@ use crate::{Address, ConnId, Instant, Now, PeerId};
 mod connections;
 mod dialling;
 mod peers;
+mod room;
 
 use peers::{Conn, Dial, Peer};
 
@@ -50,6 +51,13 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(2);
 pub const DIALS_MAX: usize = 8;
 /// How long a connection beyond `degree_max` that nobody wants is kept.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// One in this many of a bootstrap peer's connections is kept free for newcomers, who know nobody else.
+pub const ROOM_SHARE: usize = 8;
+/// How long a newcomer may stay at a bootstrap peer that needs room: by then it has the directory, and neighbors.
+pub const ROOM_STAY: Duration = Duration::from_secs(10);
+/// How long a peer with enough neighbors stays away from bootstrap peers after one has let it go: of ten thousand
+/// members 17 come back each second, and any part of a mesh that has lost the others sends somebody before long.
+pub const BOOTSTRAP_PAUSE: Duration = Duration::from_secs(600);
 /// How long a peer that broke the protocol is refused.
 pub const BAN_DURATION: Duration = Duration::from_secs(600);
 /// How many banned peers are remembered; beyond that the ban that ends first is lifted.
@@ -84,6 +92,8 @@ pub struct NeighborsConfig {
     pub degree_max: usize,
     /// The most connected peers.
     pub connections_max: usize,
+    /// Whether it is a bootstrap peer, which keeps room for newcomers.
+    pub bootstrap: bool,
 }
 
 impl NeighborsConfig {
@@ -97,6 +107,7 @@ impl NeighborsConfig {
             degree_min: 8,
             degree_max: 12,
             connections_max: 32,
+            bootstrap: false,
         }
     }
 }
@@ -326,6 +337,8 @@ enum Timer {
     Conn(ConnId),
     Peer(PeerId),
     Ban(PeerId),
+    Room,
+    Return,
 }
 
 /// The connection machine.
@@ -347,6 +360,14 @@ pub struct Neighbors {
     bootstraps: BTreeSet<PeerId>,
     flying: BTreeSet<PeerId>,
     linked: BTreeSet<PeerId>,
+    /// Linked peers that nobody needs, by the time since when.
+    idle: BTreeSet<(Instant, PeerId)>,
+    /// When the next of them may be let go, if room is needed.
+    room_at: Option<Instant>,
+    /// Until when enough neighbors make up for a bootstrap peer.
+    return_at: Option<Instant>,
+    /// Whether a random peer is to take the place of a bootstrap peer.
+    mingles: bool,
     timers: BTreeSet<(Instant, Timer)>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -370,6 +391,10 @@ impl Neighbors {
             bootstraps: BTreeSet::new(),
             flying: BTreeSet::new(),
             linked: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            room_at: None,
+            return_at: None,
+            mingles: false,
             timers: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -402,6 +427,7 @@ impl Neighbors {
             Input::Remove { peer } => self.on_remove(now, peer),
             Input::Ban { peer, reason } => self.ban(now, peer, reason),
         }
+        self.make_room(now);
         self.dial_more(now);
     }
 
@@ -420,8 +446,11 @@ impl Neighbors {
                     self.bans.remove(&peer);
                     self.reindex(peer);
                 }
+                Timer::Room => self.room_at = None,
+                Timer::Return => self.return_at = None,
             }
         }
+        self.make_room(now);
         self.dial_more(now);
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyperfabric_protocol::admission::AdmitError;
@@ -10,7 +11,7 @@ use hyperfabric_protocol::fabric::{Event, RegisterError};
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, Fault, Offer, PayloadKind, TransferEvent};
 use hyperfabric_protocol::types::{DataType, HardwareType, NodeSignature, PacketPriority};
 use hyperfabric_protocol::{NodeId, TransferId};
-use hyperfabric_sim::world::{Conditions, PeerIndex, World, payload_root};
+use hyperfabric_sim::world::{Conditions, Disk, PeerIndex, PeerOptions, World, payload_root};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -299,4 +300,98 @@ fn a_peer_whose_clock_is_set_right_is_known_again_at_once() {
             "the databases differ three minutes after the clock was set, from {error_ms} ms"
         );
     }
+}
+
+/// Adds a member of `lab` that hosts a node of its name and knows the address of `contact`.
+fn member(world: &mut World, name: &str, contact: Option<PeerIndex>, options: PeerOptions) -> PeerIndex {
+    let (root, membership) = world.certify_next("lab", id(name), 100 * HOUR);
+    let named = contact.map(|contact| (world.peer_id(contact), vec![world.address(contact)]));
+    let disk = Disk {
+        root: Some(root),
+        membership: Some(membership),
+        issuers: BTreeMap::from_iter(named),
+        ..Disk::default()
+    };
+    let peer = world.add_peer(disk, options);
+    world
+        .act(peer, |fabric, now| fabric.register(now, host(name)))
+        .unwrap();
+    peer
+}
+
+/// A bootstrap peer that can hold sixteen others, and sixty that know nobody else and start at once.
+fn crowd(seed: u64) -> (World, Vec<PeerIndex>) {
+    let mut world = World::new(seed, Conditions::default());
+    let options = PeerOptions {
+        connections_max: 16,
+        ..PeerOptions::bootstrap()
+    };
+    let first = member(&mut world, "p0", None, options);
+    let mut peers = vec![first];
+    for n in 1..=60 {
+        let name = format!("p{n}");
+        peers.push(member(&mut world, &name, Some(first), PeerOptions::default()));
+    }
+    (world, peers)
+}
+
+#[test]
+fn a_bootstrap_peer_brings_more_members_together_than_it_can_hold() {
+    // [CONN-11]
+    let (mut world, mut peers) = crowd(8);
+    assert!(
+        world.run_until(120 * SECOND, |w| all_know_all(w, &peers)),
+        "sixty peers have not come together in two minutes"
+    );
+    world.run(60 * SECOND);
+    let links = |world: &World, peer: PeerIndex| world.fabric(peer).connected().count();
+    assert!((1..=14).contains(&links(&world, peers[0])));
+    assert!(peers[1..].iter().all(|peer| links(&world, *peer) >= 8));
+    let late = member(&mut world, "late", Some(peers[0]), PeerOptions::default());
+    peers.push(late);
+    assert!(
+        world.run_until(10 * SECOND, |w| all_know_all(w, &peers)),
+        "a newcomer does not get in"
+    );
+}
+
+#[test]
+fn halves_of_a_mesh_that_its_bootstrap_peer_cannot_hold_find_each_other_again() {
+    // [CONN-11]
+    let (mut world, peers) = crowd(9);
+    assert!(world.run_until(120 * SECOND, |w| all_know_all(w, &peers)));
+    let (left, right) = peers.split_at(31);
+    let part = |world: &mut World, apart| {
+        for a in left {
+            for b in right {
+                world.partition(*a, *b, apart);
+            }
+        }
+    };
+    part(&mut world, true);
+    // Long enough that nobody dials those on the other side for having lost them.
+    world.run(600 * SECOND);
+    world
+        .act(right[0], |f, now| f.register(now, host("p31/gpu0")))
+        .unwrap();
+    world.run(10 * SECOND);
+    assert!(!all_know_all(&world, &peers), "the partition has a hole");
+    part(&mut world, false);
+    assert!(
+        world.run_until(120 * SECOND, |w| all_know_all(w, &peers)),
+        "the halves did not meet"
+    );
+    // And they hang together, though they met at one peer.
+    world.run(60 * SECOND);
+    world.kill(peers[0]);
+    world
+        .act(left[1], |f, now| f.register(now, host("p1/gpu0")))
+        .unwrap();
+    assert!(
+        world.run_until(120 * SECOND, |w| {
+            let told = |p: &PeerIndex| w.fabric(*p).directory().host_of(&id("p1/gpu0")).is_some();
+            peers[1..].iter().all(told)
+        }),
+        "without the bootstrap peer the halves fall apart"
+    );
 }

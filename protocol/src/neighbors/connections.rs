@@ -209,7 +209,8 @@ impl Neighbors {
                 peer.current = Some(conn);
                 peer.up_since = now;
                 peer.lost = false;
-                peer.idle_at = (peer.wants == 0).then(|| now.after(IDLE_TIMEOUT));
+                peer.idle_since = (peer.wants == 0).then_some(now);
+                peer.idle_at = peer.idle_since.map(|since| since.after(IDLE_TIMEOUT));
                 let restarted = core::mem::take(&mut peer.restarted);
                 self.events.push_back(Event::Up {
                     peer: id,
@@ -234,6 +235,7 @@ impl Neighbors {
             && peer.current.take().is_some()
         {
             peer.idle_at = None;
+            peer.idle_since = None;
             self.events.push_back(Event::Down { peer: id });
         }
     }

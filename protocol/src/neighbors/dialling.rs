@@ -15,7 +15,7 @@ impl Neighbors {
     /// Dials until nobody needs dialling or enough dials are in flight.
     pub(super) fn dial_more(&mut self, now: Instant) {
         while self.flying.len() < DIALS_MAX
-            && let Some(id) = self.next_to_dial()
+            && let Some(id) = self.next_to_dial(now)
         {
             let Some(peer) = self.peers.get_mut(&id) else {
                 break;
@@ -27,8 +27,9 @@ impl Neighbors {
         }
     }
 
-    /// Chooses a peer to dial: a wanted one, a first contact when there is none, a lost neighbor, anyone.
-    fn next_to_dial(&mut self) -> Option<PeerId> {
+    /// Chooses a peer to dial: a wanted one, one in the place of a bootstrap peer, a bootstrap peer when there
+    /// is none, a lost neighbor, anyone.
+    fn next_to_dial(&mut self, now: Instant) -> Option<PeerId> {
         let flying_only = self.flying.iter().filter(|id| !self.linked.contains(id)).count();
         let links = self.linked.len() + flying_only;
         let full = links >= self.config.connections_max;
@@ -40,7 +41,13 @@ impl Neighbors {
         if full {
             return None;
         }
-        if !self.bootstrap_linked() && !self.bootstraps.iter().any(|id| self.flying.contains(id)) {
+        if links < self.config.degree_max
+            && let Some(id) = self.replaces_bootstrap()
+        {
+            return Some(id);
+        }
+        let away = links >= self.config.degree_min && self.stays_away(now);
+        if !away && !self.bootstrap_linked() && !self.bootstraps.iter().any(|id| self.flying.contains(id)) {
             let ready: Vec<PeerId> = self.bootstraps.intersection(&self.ready).copied().collect();
             if !ready.is_empty() {
                 let at = self.random.below(ready.len() as u64);
@@ -183,6 +190,7 @@ impl Neighbors {
         let peer = self.peers.entry(id).or_insert_with(Peer::new);
         peer.wants = peer.wants.saturating_add(1);
         peer.idle_at = None;
+        peer.idle_since = None;
         if matches!(peer.dial, Dial::Waiting(_)) {
             peer.dial = Dial::Ready;
         }
@@ -200,6 +208,7 @@ impl Neighbors {
         peer.wants = peer.wants.saturating_sub(1);
         if peer.wants == 0 && peer.current.is_some() {
             peer.idle_at = Some(now.after(IDLE_TIMEOUT));
+            peer.idle_since = Some(now);
         }
         self.reindex(id);
     }
@@ -261,6 +270,9 @@ impl Neighbors {
 
     /// Decides when to dial a peer again whose last connection has ended.
     pub(super) fn schedule_after(&mut self, now: Instant, id: PeerId, was_up: bool, end: End) {
+        if end == End::Remote(CloseReason::Idle) && self.bootstraps.contains(&id) {
+            self.on_let_go(now);
+        }
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };

@@ -43,10 +43,14 @@ pub(super) struct Peer {
     pub(super) restarted: bool,
     /// When an unwanted connection may be closed.
     pub(super) idle_at: Option<Instant>,
+    /// Since when it is connected and nobody needs it.
+    pub(super) idle_since: Option<Instant>,
     /// When to choose among duplicates again.
     pub(super) settle_at: Option<Instant>,
     /// The peer's entry in the timers.
     timer: Option<Instant>,
+    /// The time of its entry among the idle.
+    idle_entry: Option<Instant>,
 }
 
 impl Peer {
@@ -65,8 +69,10 @@ impl Peer {
             up_since: Instant(0),
             restarted: false,
             idle_at: None,
+            idle_since: None,
             settle_at: None,
             timer: None,
+            idle_entry: None,
         }
     }
 
@@ -131,6 +137,17 @@ impl Neighbors {
         set(&mut self.ready_lost, id, ready && peer.lost);
         set(&mut self.flying, id, flying);
         set(&mut self.linked, id, !peer.conns.is_empty());
+        // Bootstrap peers hold on to each other: they are what others meet at.
+        let idle = peer.idle_since.filter(|_| peer.given.is_empty());
+        if idle != peer.idle_entry {
+            if let Some(since) = peer.idle_entry {
+                self.idle.remove(&(since, id));
+            }
+            if let Some(since) = idle {
+                self.idle.insert((since, id));
+            }
+            peer.idle_entry = idle;
+        }
         let empty = !peer.has_address() && peer.wants == 0 && peer.conns.is_empty() && !flying;
         let due = peer.due().filter(|_| !empty);
         if due != peer.timer {

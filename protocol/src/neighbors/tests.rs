@@ -7,6 +7,7 @@ use super::*;
 use crate::UnixMillis;
 
 mod race;
+mod room;
 
 fn at(millis: u64) -> Now {
     Now {

@@ -33,6 +33,8 @@ pub struct PeerOptions {
     pub degree_min: usize,
     /// It dials no more than this many.
     pub degree_max: usize,
+    /// It is connected to at most this many.
+    pub connections_max: usize,
 }
 
 impl Default for PeerOptions {
@@ -41,6 +43,19 @@ impl Default for PeerOptions {
             bootstrap: false,
             degree_min: 8,
             degree_max: 12,
+            connections_max: CONNECTIONS_MAX,
+        }
+    }
+}
+
+impl PeerOptions {
+    /// Returns those of a bootstrap peer.
+    #[must_use]
+    pub fn bootstrap() -> Self {
+        Self {
+            bootstrap: true,
+            connections_max: BOOTSTRAP_CONNECTIONS_MAX,
+            ..Self::default()
         }
     }
 }
@@ -121,11 +136,7 @@ impl World {
             admitter: Some(admitter),
             ..Disk::default()
         };
-        let options = PeerOptions {
-            bootstrap: true,
-            ..PeerOptions::default()
-        };
-        self.add_peer(disk, options)
+        self.add_peer(disk, PeerOptions::bootstrap())
     }
 
     /// Makes the membership of a peer that is to be added next, by hand, as `mesh admit` does; it counts from now on
@@ -226,11 +237,6 @@ impl World {
         peer.start += 1;
         self.trace.event(self.now, 2, index.0);
         let seed = self.seed.secret(index.0 as u64, u64::from(peer.start));
-        let connections_max = if peer.options.bootstrap {
-            BOOTSTRAP_CONNECTIONS_MAX
-        } else {
-            CONNECTIONS_MAX
-        };
         let mut fabric = Fabric::new(
             now,
             FabricConfig {
@@ -246,7 +252,7 @@ impl World {
                 bootstrap: peer.options.bootstrap,
                 degree_min: peer.options.degree_min,
                 degree_max: peer.options.degree_max,
-                connections_max,
+                connections_max: peer.options.connections_max,
                 transfers_max: transfer::limits::INCOMING_MAX,
                 seed,
             },
