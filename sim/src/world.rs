@@ -1,8 +1,8 @@
 //! The virtual-time world: peers, the links between them, and one queue of what happens next.
 //!
-//! It is the sibling of the real event loop. A frame arrives after what its link and QUIC do to it ([`links`]); work
-//! on disk takes time, and a crash loses what was not synced ([`peers`]); payload bytes are counted, not carried
-//! ([`payload`]). Two events at one time happen in the order in which they were scheduled, and what is drawn comes from
+//! It is the sibling of the real event loop. A frame arrives after what its link and QUIC do to it (`links`); work
+//! on disk takes time, and a crash loses what was not synced (`peers`); payload bytes are counted, not carried
+//! (`payload`). Two events at one time happen in the order in which they were scheduled, and what is drawn comes from
 //! streams of one seed, so a run depends on its seed alone: [`World::trace_hash`] says whether two runs were the same.
 
 mod checks;
