@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 pub use impaired::{
-    Bursts, Cut, HELD_BYTES_MAX, Impaired, ImpairedWire, Impairment, ImpairmentHandle, ImpairmentStats,
-    JitterShape, LINKS_MAX, LinkRule, PARTITION_REMOTES_MAX, Partition,
+    ANSWER_WINDOW, Bursts, Cut, HELD_BYTES_MAX, Impaired, ImpairedWire, Impairment, ImpairmentHandle,
+    ImpairmentStats, JitterShape, LINKS_MAX, LinkRule, PARTITION_REMOTES_MAX, Partition,
 };
 pub use kernel::{BindError, KernelWire};
 pub(crate) use quinn_adapter::QuinnSocket;

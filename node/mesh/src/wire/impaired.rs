@@ -39,6 +39,10 @@ pub const PARTITION_REMOTES_MAX: usize = 1_024;
 /// The most remotes of an impaired wire that can have conditions of their own; the general ones hold for further ones.
 pub const LINKS_MAX: usize = 4_096;
 
+/// For how long what was sent lets answers in, where nothing else is let in: what common firewalls keep for UDP. Connections
+/// say more often than that that they are alive.
+pub const ANSWER_WINDOW: Duration = Duration::from_secs(30);
+
 /// How a delay varies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum JitterShape {
@@ -87,6 +91,9 @@ pub struct Impairment {
     pub mtu_max: Option<u16>,
     /// Who is cut off.
     pub partition: Partition,
+    /// What arrives is dropped unless this peer has sent something to the same remote within [`ANSWER_WINDOW`]: a
+    /// firewall, or a NAT, behind which nobody can be dialled.
+    pub answers_only: bool,
 }
 
 impl Impairment {
@@ -111,6 +118,7 @@ impl Impairment {
             && self.rate_bytes_per_s.is_none()
             && self.mtu_max.is_none()
             && matches!(self.partition, Partition::None)
+            && !self.answers_only
     }
 }
 
@@ -129,6 +137,7 @@ impl Default for Impairment {
             queue_bytes_max: Self::QUEUE_BYTES_DEFAULT,
             mtu_max: None,
             partition: Partition::None,
+            answers_only: false,
         }
     }
 }
@@ -212,6 +221,8 @@ pub struct ImpairmentStats {
     pub oversized: u64,
     /// Cut off by the partition, in either direction.
     pub partitioned: u64,
+    /// Arrived, and answered nothing, where only answers are let in.
+    pub unasked: u64,
     /// Sent without the delay.
     pub reordered: u64,
     /// Sent twice.
@@ -315,9 +326,10 @@ impl Wire for ImpairedWire {
         meta: &mut [Received],
     ) -> Poll<io::Result<usize>> {
         let count = ready!(self.0.inner.poll_recv(cx, bufs, meta))?;
+        let now = Instant::now();
         let mut line = lock(&self.0.line);
         for entry in &mut meta[..count] {
-            if line.drops_incoming(entry.addr) {
+            if line.drops_incoming(now, entry.addr) {
                 entry.len = 0;
             }
         }

@@ -12,7 +12,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::{Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats, JitterShape, LINKS_MAX, LinkRule, canonical};
+use super::{
+    ANSWER_WINDOW, Cut, HELD_BYTES_MAX, Impairment, ImpairmentStats, JitterShape, LINKS_MAX, LinkRule,
+    canonical,
+};
 use crate::wire::{Ecn, Outgoing};
 
 /// One datagram under way.
@@ -152,6 +155,9 @@ pub(super) struct Line {
     /// Remotes with conditions of their own, at most [`LINKS_MAX`].
     links: BTreeMap<SocketAddr, Link>,
     rule: Option<LinkRule>,
+    /// When something was last sent to those that only answers are taken from, at most [`LINKS_MAX`] of them: further
+    /// ones are not heard.
+    asked: BTreeMap<SocketAddr, Instant>,
     chance: Chance,
     /// Keyed by due time, then by arrival, so that equal delays keep their order.
     held: BTreeMap<(Instant, u64), Datagram>,
@@ -166,6 +172,7 @@ impl Line {
             general: Link::default(),
             links: BTreeMap::new(),
             rule: None,
+            asked: BTreeMap::new(),
             chance: Chance(ChaCha8Rng::seed_from_u64(seed)),
             held: BTreeMap::new(),
             held_bytes: 0,
@@ -206,13 +213,27 @@ impl Line {
         self.held.is_empty() && link.impairment.passes_all()
     }
 
-    pub(super) fn drops_incoming(&mut self, remote: SocketAddr) -> bool {
+    pub(super) fn drops_incoming(&mut self, now: Instant, remote: SocketAddr) -> bool {
         let remote = canonical(remote);
         self.meet(remote);
         let link = self.links.get(&remote).unwrap_or(&self.general);
         let cut = link.impairment.partition.cuts(remote, Cut::incoming);
+        let asked = |at: &Instant| now.saturating_duration_since(*at) <= ANSWER_WINDOW;
+        let unasked = !cut && link.impairment.answers_only && !self.asked.get(&remote).is_some_and(asked);
         self.stats.partitioned += u64::from(cut);
-        cut
+        self.stats.unasked += u64::from(unasked);
+        cut || unasked
+    }
+
+    /// Remembers that something was sent to a remote that only answers are taken from.
+    fn ask(&mut self, now: Instant, remote: SocketAddr) {
+        if self.asked.len() >= LINKS_MAX {
+            self.asked
+                .retain(|_, at| now.saturating_duration_since(*at) <= ANSWER_WINDOW);
+        }
+        if self.asked.len() < LINKS_MAX || self.asked.contains_key(&remote) {
+            self.asked.insert(remote, now);
+        }
     }
 
     pub(super) fn push(&mut self, now: Instant, datagram: Datagram) -> Fate {
@@ -231,6 +252,10 @@ impl Line {
         let bytes = datagram.contents.len();
         let remote = canonical(datagram.destination);
         self.meet(remote);
+        let link = self.links.get(&remote).unwrap_or(&self.general);
+        if link.impairment.answers_only {
+            self.ask(now, remote);
+        }
         let link = self.links.get_mut(&remote).unwrap_or(&mut self.general);
         let impairment = &link.impairment;
         if impairment.partition.cuts(remote, Cut::outgoing) {

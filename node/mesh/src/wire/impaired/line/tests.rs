@@ -278,13 +278,39 @@ fn a_remote_may_have_conditions_of_its_own() {
     }
     let delays: Vec<Duration> = drain(&mut line).iter().map(|(at, _)| *at - now).collect();
     assert_eq!(delays, [Duration::from_millis(10), Duration::from_millis(100)]);
-    assert!(line.drops_incoming("[::ffff:192.0.2.2]:4001".parse().unwrap()));
-    assert!(!line.drops_incoming("192.0.2.1:4001".parse().unwrap()));
+    assert!(line.drops_incoming(now, "[::ffff:192.0.2.2]:4001".parse().unwrap()));
+    assert!(!line.drops_incoming(now, "192.0.2.1:4001".parse().unwrap()));
     line.set_rule(LinkRule(Arc::new(|_| Some(Impairment::default()))));
-    assert!(!line.drops_incoming(other));
+    assert!(!line.drops_incoming(now, other));
     for port in 0..=LINKS_MAX {
         let remote = SocketAddr::from(([192, 0, 2, 3], u16::try_from(port).unwrap()));
-        line.drops_incoming(remote);
+        line.drops_incoming(now, remote);
     }
     assert_eq!(line.links.len(), LINKS_MAX);
+}
+
+#[test]
+fn who_takes_answers_only_hears_whom_it_has_sent_to_within_the_window() {
+    let (mut line, now) = line(Impairment {
+        answers_only: true,
+        ..Impairment::default()
+    });
+    let remote = datagram(1, 0).destination;
+    assert!(line.drops_incoming(now, remote));
+    line.push(now, datagram(1, 0));
+    assert!(!line.drops_incoming(now, remote));
+    assert!(!line.drops_incoming(now + ANSWER_WINDOW, remote));
+    let later = now + ANSWER_WINDOW + Duration::from_millis(1);
+    assert!(line.drops_incoming(later, remote));
+    assert!(line.drops_incoming(now, "192.0.2.9:4001".parse().unwrap()));
+    assert_eq!((line.stats.unasked, line.stats.partitioned), (3, 0));
+    for port in 0..=LINKS_MAX {
+        let destination = SocketAddr::from(([192, 0, 2, 3], u16::try_from(port).unwrap()));
+        let datagram = Datagram {
+            destination,
+            ..datagram(1, 0)
+        };
+        line.push(now, datagram);
+    }
+    assert_eq!(line.asked.len(), LINKS_MAX);
 }
