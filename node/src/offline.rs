@@ -235,7 +235,12 @@ pub async fn join(data_dir: &DataDir, ticket: Ticket, timeout: Duration) -> Resu
     joined.map_err(|_| JoinError::TimedOut(timeout))?
 }
 
-async fn redeem(node: &Node, ticket: Ticket) -> Result<Member, JoinError> {
+/// Redeems a ticket with a node that runs and is in no mesh yet, and returns once the certificate is on its disk. The
+/// node has to be started anew to be a member.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn redeem(node: &Node, ticket: Ticket) -> Result<Member, JoinError> {
     let mut events = node.events();
     let issuer = ticket.0.issuer;
     let addresses = ticket

@@ -10,8 +10,10 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -45,6 +47,23 @@ pub enum WorkerError {
 #[derive(Clone, Debug)]
 pub struct WorkerPool {
     shared: Arc<Shared>,
+    lag: Option<Lag>,
+}
+
+/// What every job of a handle waits before it may begin, as on a slow machine; clones share it, and it may change.
+#[derive(Clone, Debug, Default)]
+pub struct Lag(Arc<AtomicU64>);
+
+impl Lag {
+    /// Lets jobs from now on wait this long.
+    pub fn set(&self, lag: Duration) {
+        let nanos = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
 }
 
 #[derive(Debug)]
@@ -85,7 +104,17 @@ impl WorkerPool {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            lag: None,
         })
+    }
+
+    /// Returns a handle of the same threads whose jobs wait first, without holding up anybody else's.
+    #[must_use]
+    pub fn lagging(&self, lag: Lag) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            lag: Some(lag),
+        }
     }
 
     /// Starts as many computing threads as this process may use cores.
@@ -124,6 +153,10 @@ impl WorkerPool {
 
     /// Waits for a place in a lane's queue.
     pub async fn slot(&self, lane: Lane) -> Slot {
+        let lag = self.lag.as_ref().map_or(Duration::ZERO, Lag::get);
+        if !lag.is_zero() {
+            tokio::time::sleep(lag).await;
+        }
         let lane = match lane {
             Lane::Compute => &self.shared.compute,
             Lane::Sync => &self.shared.sync,
@@ -224,7 +257,7 @@ impl Drop for LaneThreads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     fn pool(threads: usize) -> WorkerPool {
         WorkerPool::new(NonZeroUsize::new(threads).unwrap()).unwrap()
@@ -275,6 +308,20 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "jobs were lost");
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn jobs_of_a_lagging_handle_wait_and_those_of_others_do_not() {
+        let (pool, lag) = (pool(1), Lag::default());
+        let slow = pool.lagging(lag.clone());
+        lag.set(Duration::from_secs(3600));
+        let waits = tokio::time::timeout(Duration::from_millis(20), slow.run(|| 1)).await;
+        assert!(waits.is_err());
+        assert_eq!(pool.run(|| 2).await, Ok(2));
+        lag.set(Duration::from_millis(50));
+        let begun = std::time::Instant::now();
+        assert_eq!(slow.run(|| 3).await, Ok(3));
+        assert!(begun.elapsed() >= Duration::from_millis(50));
     }
 
     #[tokio::test]
