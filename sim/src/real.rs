@@ -9,17 +9,23 @@ mod links;
 mod load;
 mod measure;
 mod network;
+mod play;
+pub mod testbed;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyperfabric_mesh::wire::ImpairmentStats;
 use hyperfabric_node::node::StartNodeError;
 use serde::Serialize;
 
-pub use lab::LabError;
-pub use links::{contacts, impairment, region_links, spread_links};
+use crate::scenario::ScenarioError;
+
+pub use links::{contacts, impairment, region_links, scenario_links, spread_links};
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;
+pub use play::{PlayReport, play};
+pub use testbed::LabError;
 
 use lab::Lab;
 
@@ -76,6 +82,9 @@ pub enum RealError {
     /// A peer ended by itself.
     #[error("peer {0} has ended")]
     Ended(usize),
+    /// The scenario cannot be carried out by real nodes.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
 }
 
 /// What is told while a run goes on.
@@ -101,6 +110,10 @@ pub enum Phase {
     Messages,
     /// Transfers that have ended.
     Transfers,
+    /// Seconds of a scenario.
+    Scenario,
+    /// Seconds after a scenario, until the mesh is quiet.
+    Quiet,
 }
 
 /// Hears of progress.
@@ -192,6 +205,21 @@ pub struct Datagrams {
     pub overflowed: u64,
     /// Cut off by a partition.
     pub partitioned: u64,
+    /// Let in by nobody: what arrived at a peer that cannot be dialled, and was no answer.
+    pub unasked: u64,
+}
+
+impl Datagrams {
+    /// Adds what became of those of one wire.
+    fn with(self, stats: ImpairmentStats) -> Self {
+        Self {
+            sent: self.sent + stats.sent,
+            lost: self.lost + stats.lost,
+            overflowed: self.overflowed + stats.overflowed,
+            partitioned: self.partitioned + stats.partitioned,
+            unasked: self.unasked + stats.unasked,
+        }
+    }
 }
 
 /// Runs `config` to its end.
@@ -203,12 +231,15 @@ pub fn run(config: &RealConfig, on_progress: OnProgress<'_>) -> Result<RealRepor
     if !(2..=PEERS_MAX).contains(&peers) {
         return Err(RealError::Peers(peers));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    runtime()?.block_on(run_in_runtime(config, on_progress))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, RealError> {
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .event_interval(2)
         .build()
-        .map_err(RealError::Runtime)?;
-    runtime.block_on(run_in_runtime(config, on_progress))
+        .map_err(RealError::Runtime)
 }
 
 async fn run_in_runtime(config: &RealConfig, on_progress: OnProgress<'_>) -> Result<RealReport, RealError> {

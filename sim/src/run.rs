@@ -4,8 +4,8 @@
 //! them is otherwise the same: that is what shrinking relies on. At the end everything is mended, and the mesh has
 //! [`QUIET_MAX`] to become quiet before the last checks.
 
-mod deeds;
-mod plan;
+pub(crate) mod deeds;
+pub(crate) mod plan;
 mod recording;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ use crate::world::{CutId, PeerIndex, World, WorldOptions};
 /// How long a mended mesh may take to agree: neighbors compare their databases about once a minute.
 pub const QUIET_MAX: Duration = Duration::from_secs(300);
 /// After how much of it the last transfers must have ended.
-const DEADLINE: Duration = Duration::from_secs(240);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 /// How often the checkers look.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -96,6 +96,7 @@ impl Run {
     /// [`ScenarioError`] when the scenario asks for what no run can do.
     pub fn new(scenario: Scenario, seed: u64) -> Result<Self, ScenarioError> {
         scenario.check()?;
+        scenario.check_virtual()?;
         let link = scenario.link.conditions();
         let (shape, hidden_ppm) = scenario.topology.shape();
         let total = scenario.peers_in_all();

@@ -2,6 +2,8 @@
 //!
 //! A file is TOML and begins with a sentence of intent. What it does not know is refused by name.
 
+mod modes;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +48,22 @@ pub enum ScenarioError {
     /// There is no such region.
     #[error("{0:?} is no region; there are us-east, us-west, eu-west, sa-east, ap-south and ap-northeast")]
     Region(String),
+    /// There is no such scenario.
+    #[error("{name:?} is no file, and no scenario of this program: these are {names}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        names: String,
+    },
+    /// This kind of simulation cannot carry it out.
+    #[error("{key}: {reason}")]
+    Mode {
+        /// The key, and where it stands.
+        key: String,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
 }
 
 /// A scenario.
@@ -368,6 +386,15 @@ pub enum Load {
         /// How large.
         size: Bytes,
     },
+    /// Small requests from some peers to others, which answer them. Real nodes only.
+    Messages {
+        /// From when on.
+        at: Span,
+        /// Over how long.
+        within: Span,
+        /// How many.
+        count: usize,
+    },
     /// More peers than at first want to join.
     Crowd {
         /// When.
@@ -396,7 +423,15 @@ impl Scenario {
             path: path.to_owned(),
             source,
         })?;
-        let scenario: Self = toml::from_str(&text).map_err(|source| ScenarioError::Toml {
+        Self::parse(&text, path)
+    }
+
+    /// Reads a scenario from the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] names the file, the place and the reason.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ScenarioError> {
+        let scenario: Self = toml::from_str(text).map_err(|source| ScenarioError::Toml {
             path: path.to_owned(),
             source: Box::new(source),
         })?;

@@ -127,6 +127,16 @@ impl Topology {
         }
     }
 
+    /// Makes the links between two regions, in both directions, what they are to be.
+    pub fn set_between(&mut self, a: u16, b: u16, conditions: Conditions) {
+        for (a, b) in [(a, b), (b, a)] {
+            let row = self.between.get_mut(usize::from(a));
+            if let Some(slot) = row.and_then(|row| row.get_mut(usize::from(b))) {
+                *slot = conditions;
+            }
+        }
+    }
+
     /// Returns whom a peer knows first: somebody that it can dial, with a lower number where there is one.
     #[must_use]
     pub fn first_contact(&self, peer: usize) -> Option<usize> {

@@ -60,9 +60,9 @@ pub(crate) struct ScaleArgs {
     /// What everything is drawn from; the same seed gives the same run
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// A scenario to run
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["topology", "join_within", "bytes"])]
-    pub(crate) scenario: Option<PathBuf>,
+    /// A scenario to run: a file, or one of churn, flash-crowd, partition, slow-receiver and thin-link
+    #[arg(long, value_name = "FILE|NAME", conflicts_with_all = ["topology", "join_within", "bytes"])]
+    pub(crate) scenario: Option<String>,
     /// Write what the scenario showed to this file: numbers, plots over time and the mesh drawn, in one HTML page
     #[arg(long, value_name = "REPORT.html", requires = "scenario")]
     pub(crate) html: Option<PathBuf>,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Args;
 use hyperfabric_sim::conditions::{Conditions, Loss};
-use hyperfabric_sim::real::{self, Delivery, Phase, Progress, RealConfig, RealReport};
+use hyperfabric_sim::real::{self, Delivery, Phase, PlayReport, Progress, RealConfig, RealReport};
 use hyperfabric_sim::report::real_page;
+use hyperfabric_sim::scenario::Scenario;
 use hyperfabric_sim::seed::Seed;
 use hyperfabric_sim::topology::{Shape, Topology};
 use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
@@ -19,17 +20,25 @@ use super::args::Topology as ShapeArg;
 /// Messages and transfers under way at once: more would measure this machine.
 const MESSAGES_AT_ONCE: usize = 32;
 const TRANSFERS_AT_ONCE: usize = 8;
+const PEERS: u32 = 20;
 
 pub(super) const EXAMPLES: &str = "Examples:
   hyperfabric-sim run --peers 20
   hyperfabric-sim run --peers 200 --topology small-world --latency 10..500ms --loss 1%
-  hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json";
+  hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json
+  hyperfabric-sim run --scenario churn --peers 20
+  hyperfabric-sim run --scenario my-office.toml --json";
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// How many peers
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=real::PEERS_MAX as i64))]
-    peers: u32,
+    /// How many peers [default: 20, or as many as the scenario has]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=real::PEERS_MAX as i64))]
+    peers: Option<u32>,
+    /// A scenario to carry out in real time: a file, or one of churn, flash-crowd, partition, slow-receiver and thin-link
+    #[arg(long, value_name = "FILE|NAME", conflicts_with_all = [
+        "topology", "latency", "jitter", "loss", "rate", "messages", "transfers", "transfer_size", "limit", "html",
+    ])]
+    scenario: Option<String>,
     /// Whom peers know at their start; whoever knows another one's address can reach it
     #[arg(long, value_enum, default_value_t = ShapeArg::SmallWorld)]
     topology: ShapeArg,
@@ -66,7 +75,10 @@ pub(crate) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
-    let peers = args.peers as usize;
+    if let Some(file_or_name) = &args.scenario {
+        return scenario(file_or_name, args, json);
+    }
+    let peers = args.peers.unwrap_or(PEERS) as usize;
     let latency = args.latency.unwrap_or(LatencyRange::DEFAULT);
     let base = Conditions {
         jitter: args.jitter.0,
@@ -132,6 +144,8 @@ fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
         Phase::Meet => "peers know everyone",
         Phase::Messages => "messages answered",
         Phase::Transfers => "transfers ended",
+        Phase::Scenario => "seconds of the scenario",
+        Phase::Quiet => "seconds, at most, until all is quiet",
     };
     // A progress line that cannot be written is not missed.
     let _ = write!(errors, "\r\x1b[K{} of {} {what}", progress.done, progress.of);
@@ -168,6 +182,58 @@ fn summary(report: &RealReport) {
         "{:<14} {} sent, {} lost, {} dropped by full queues",
         "datagrams", datagrams.sent, datagrams.lost, datagrams.overflowed
     );
+}
+
+/// Carries out a scenario.
+fn scenario(file_or_name: &str, args: &RunArgs, json: bool) -> Result<bool> {
+    let mut scenario = Scenario::find(file_or_name)?;
+    if let Some(peers) = args.peers {
+        scenario = scenario.with_peers(peers as usize);
+    }
+    let shown = Mutex::new(None);
+    let report = real::play(scenario, args.seed, &|progress| show(&shown, progress))?;
+    if std::io::stderr().is_terminal() {
+        eprintln!();
+    }
+    let good = report.violations.is_empty();
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        played(&report);
+    }
+    Ok(good)
+}
+
+fn played(report: &PlayReport) {
+    println!("{}", report.intent);
+    println!(
+        "{} real peers, seed {}, {:.0} s; quiet {:.1} s after everything was mended",
+        report.peers, report.seed, report.seconds, report.quiet_seconds
+    );
+    if report.crashes + report.not_joined > 0 {
+        println!(
+            "{:<14} {} processes died; {} newcomers did not get in",
+            "peers", report.crashes, report.not_joined
+        );
+    }
+    for (what, of) in [("messages", &report.messages), ("transfers", &report.transfers)] {
+        if of.sent > 0 {
+            delivery(what, of, report.seconds);
+        }
+    }
+    println!(
+        "{:<14} {:.1} of each on average, {} at most at any time",
+        "connections", report.connections.mean, report.connections.max
+    );
+    println!(
+        "{:<14} {:.0} s of a processor, {} MB at most",
+        "cost",
+        report.cpu_seconds,
+        report.rss_peak_bytes / 1_000_000
+    );
+    for violation in &report.violations {
+        println!("VIOLATION {violation:?}");
+    }
 }
 
 fn delivery(what: &str, of: &Delivery, seconds: f64) {

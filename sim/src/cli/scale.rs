@@ -57,9 +57,11 @@ struct Ran {
 
 pub(super) fn run(args: &ScaleArgs, json: bool) -> Result<bool> {
     match &args.scenario {
-        Some(path) => {
-            let mut scenario = Scenario::read(path)?;
-            scenario.peers = args.peers.map_or(scenario.peers, |peers| peers as usize);
+        Some(file_or_name) => {
+            let mut scenario = Scenario::find(file_or_name)?;
+            if let Some(peers) = args.peers {
+                scenario = scenario.with_peers(peers as usize);
+            }
             run_scenario(scenario, args, json)
         }
         None => join(args, json),

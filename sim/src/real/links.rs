@@ -8,6 +8,7 @@ use hyperfabric_mesh::wire::{Bursts, Impairment, JitterShape};
 
 use super::LinkTable;
 use crate::conditions::{Conditions, Latency, Loss};
+use crate::scenario::{Scenario, region_of};
 use crate::seed::{Seed, Stream};
 use crate::topology::Topology;
 
@@ -78,6 +79,19 @@ pub fn region_links(topology: &Topology, base: Conditions) -> LinkTable {
         let own = between.get(region(from)).and_then(|row| row.get(region(to)));
         impairment(own.unwrap_or(&base))
     })
+}
+
+/// The links of a scenario: those of its topology, and between two regions what it says of them.
+#[must_use]
+pub fn scenario_links(scenario: &Scenario, topology: &Topology) -> LinkTable {
+    let mut topology = topology.clone();
+    for between in &scenario.between {
+        let (a, b) = &between.regions;
+        if let (Some(a), Some(b)) = (region_of(a), region_of(b)) {
+            topology.set_between(a, b, between.link.conditions());
+        }
+    }
+    region_links(&topology, scenario.link.conditions())
 }
 
 /// Whom each peer is told of at its start: some of those before it that it has a way to. The first of all is told of

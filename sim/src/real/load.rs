@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use hyperfabric_node::node::{DataRequest, NewTransfer};
-use hyperfabric_node::storage::{Access, RelPath};
-use hyperfabric_node::{DataType, PacketPriority, TransferId};
+use hyperfabric_node::storage::{Access, RelPath, Storage};
+use hyperfabric_node::{DataType, NodeId, PacketPriority, TransferId};
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::random::Random;
 use hyperfabric_protocol::transfer::TransferEvent;
@@ -21,12 +20,12 @@ use super::lab::Running;
 use super::{Delivery, OnProgress, Percentiles, Phase, Progress, RealConfig};
 
 /// Bytes of a message.
-const MESSAGE_BYTES: usize = 256;
+pub(super) const MESSAGE_BYTES: usize = 256;
 /// Requests up to this size travel on the prompt connection.
-const PROMPT_BYTES_MAX: usize = 64 << 10;
+pub(super) const PROMPT_BYTES_MAX: usize = 64 << 10;
 
-/// How one message or transfer ended.
-enum End {
+/// How one message or transfer ended; an arrival, after how many milliseconds.
+pub(super) enum End {
     Arrived(f64),
     Damaged,
     Failed(String),
@@ -46,7 +45,7 @@ fn pairs(config: &RealConfig, what: u8, count: usize) -> Vec<(usize, usize)> {
     (0..count).map(pair).collect()
 }
 
-fn delivery(ends: Vec<End>) -> Delivery {
+pub(super) fn delivery(ends: Vec<End>) -> Delivery {
     let (mut taken, mut errors, mut damaged) = (Vec::new(), BTreeMap::new(), 0);
     let sent = ends.len();
     for end in ends {
@@ -135,7 +134,7 @@ pub(super) async fn transfers(lab: &Running, config: &RealConfig, on_progress: O
 
 async fn transfer(lab: &Running, config: &RealConfig, number: usize, from: usize, to: usize) -> End {
     let name = format!("t{number}");
-    let (path, digest) = match payload(lab, config, &name) {
+    let (path, digest) = match lab.bed.file(&name, config.seed, config.transfer_bytes) {
         Ok(made) => made,
         Err(error) => return End::Failed(format!("cannot make a payload: {error}")),
     };
@@ -143,18 +142,6 @@ async fn transfer(lab: &Running, config: &RealConfig, number: usize, from: usize
     // The folder goes at the end of the run whatever becomes of this.
     let _ = std::fs::remove_file(&path);
     end
-}
-
-fn payload(lab: &Running, config: &RealConfig, name: &str) -> std::io::Result<(PathBuf, blake3::Hash)> {
-    let mut content = vec![0; config.transfer_bytes];
-    blake3::Hasher::new()
-        .update(&config.seed.to_be_bytes())
-        .update(name.as_bytes())
-        .finalize_xof()
-        .fill(&mut content);
-    let path = lab.place.path().join(name);
-    std::fs::write(&path, &content)?;
-    Ok((path, blake3::hash(&content)))
 }
 
 async fn send(
@@ -211,11 +198,19 @@ async fn ended(events: &mut Receiver<Event>, transfer: TransferId) -> Result<[u8
 
 /// Whether the receiver's inbox has what was sent; it is read past the node.
 fn arrived(lab: &Running, name: &str, digest: &blake3::Hash, from: usize, to: usize) -> bool {
-    let sender = &lab.peers[from].name;
-    let Ok(path) = RelPath::parse(format!("inbox/{sender}/{name}").as_bytes()) else {
+    inbox_has(&*lab.peers[to].storage, &lab.peers[from].name, name, digest)
+}
+
+/// The place of what a node has sent, in the inbox of its receiver.
+pub(super) fn inbox_path(sender: &NodeId, name: &str) -> Option<RelPath> {
+    RelPath::parse(format!("inbox/{sender}/{name}").as_bytes()).ok()
+}
+
+/// Whether an inbox has what was sent.
+pub(super) fn inbox_has(storage: &dyn Storage, sender: &NodeId, name: &str, digest: &blake3::Hash) -> bool {
+    let Some(path) = inbox_path(sender, name) else {
         return false;
     };
-    let storage = &lab.peers[to].storage;
     let read = storage.open(&path, Access::Read).and_then(|file| {
         let mut content = vec![0; usize::try_from(file.size()?).unwrap_or(0)];
         file.read_at(0, &mut content)?;

@@ -18,12 +18,12 @@ use crate::world::{Direction, Disk, PeerIndex, PeerOptions};
 const MESH: &str = "lab";
 const STRANGE_MESH: &str = "elsewhere";
 /// How long certificates and tickets count.
-const VALID: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(crate) const VALID: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How many peers a newcomer knows at most: what a person would write into a configuration.
-const CONTACTS: usize = 4;
+pub(crate) const CONTACTS: usize = 4;
 /// How often a user tries to send to a node that is not known yet, and with what pause.
-const SEND_TRIES: u32 = 30;
-const SEND_AGAIN: Duration = Duration::from_secs(2);
+pub(crate) const SEND_TRIES: u32 = 30;
+pub(crate) const SEND_AGAIN: Duration = Duration::from_secs(2);
 
 impl Scenario {
     /// Returns how many peers a run of it has, those that come later included.
@@ -31,7 +31,7 @@ impl Scenario {
     pub fn peers_in_all(&self) -> usize {
         let later = |load: &Load| match load {
             Load::Crowd { peers, .. } | Load::Strangers { peers, .. } => *peers,
-            Load::Transfers { .. } => 0,
+            Load::Transfers { .. } | Load::Messages { .. } => 0,
         };
         self.peers + self.loads.iter().map(later).sum::<usize>()
     }

@@ -16,7 +16,7 @@ const STREAMS: u64 = 2_000_000;
 
 /// Something that a run does.
 #[derive(Clone, Debug)]
-pub(super) enum Deed {
+pub(crate) enum Deed {
     /// A peer starts that has its certificate, or that has a ticket.
     Start { ticket: bool },
     /// A peer of another mesh starts and dials the first one.
@@ -35,13 +35,13 @@ pub(super) enum Deed {
 
 /// The plan: by time, then in the order in which it was made.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     deeds: BTreeMap<(Instant, u64), Deed>,
     next: u64,
 }
 
 impl Plan {
-    pub(super) fn of(scenario: &Scenario, seed: Seed) -> Self {
+    pub(crate) fn of(scenario: &Scenario, seed: Seed) -> Self {
         let mut plan = Self::default();
         let mut draws = seed.stream(Stream::Load, STREAMS, 0);
         for _ in 1..scenario.peers {
@@ -85,7 +85,8 @@ impl Plan {
         match what {
             Load::Transfers {
                 at, within, count, ..
-            } => {
+            }
+            | Load::Messages { at, within, count } => {
                 for number in 0..*count {
                     let tries = 0;
                     self.at(
@@ -111,26 +112,26 @@ impl Plan {
         self.add(Instant(0).after(at), deed);
     }
 
-    pub(super) fn add(&mut self, at: Instant, deed: Deed) {
+    pub(crate) fn add(&mut self, at: Instant, deed: Deed) {
         self.deeds.insert((at, self.next), deed);
         self.next += 1;
     }
 
-    pub(super) fn later(&mut self, now: Instant, deed: Deed) {
+    pub(crate) fn later(&mut self, now: Instant, deed: Deed) {
         self.add(now.after(JOIN_AGAIN), deed);
     }
 
-    pub(super) fn next_at(&self) -> Option<Instant> {
+    pub(crate) fn next_at(&self) -> Option<Instant> {
         self.deeds.first_key_value().map(|((at, _), _)| *at)
     }
 
-    pub(super) fn due(&mut self, now: Instant) -> Option<Deed> {
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Deed> {
         let first = self.deeds.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(first.remove())
     }
 
     /// Takes out what still has to be ended, and forgets the rest.
-    pub(super) fn take_ends(&mut self) -> Vec<Deed> {
+    pub(crate) fn take_ends(&mut self) -> Vec<Deed> {
         let is_end = |deed: &Deed| matches!(deed, Deed::End { .. } | Deed::Joined(_));
         let deeds = std::mem::take(&mut self.deeds);
         deeds.into_values().filter(is_end).collect()
@@ -138,11 +139,11 @@ impl Plan {
 }
 
 /// Returns the stream from which a struck fault draws its victims.
-pub(super) fn victim_draws(seed: Seed, draw: u64) -> Draws {
+pub(crate) fn victim_draws(seed: Seed, draw: u64) -> Draws {
     seed.stream(Stream::Faults, STREAMS + 1, draw)
 }
 
 /// Returns the stream of one transfer.
-pub(super) fn transfer_draws(seed: Seed, load: usize, number: usize) -> Draws {
+pub(crate) fn transfer_draws(seed: Seed, load: usize, number: usize) -> Draws {
     seed.stream(Stream::Load, STREAMS + 2 + load as u64, number as u64)
 }
