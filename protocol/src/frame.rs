@@ -3,8 +3,12 @@
 //! A frame is a CBOR array of its type and one map. An unknown type below [`CRITICAL_TYPE`] is skipped, so that
 //! old peers can live beside new ones; from there on it is a violation. [FRAME-1..6]
 
+mod tally;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+pub use tally::Tally;
 
 use crate::cbor::{DecodeError, Decoder, Encoder, List, Text, Value, wire_enum, wire_map};
 use crate::cert::Membership;
@@ -265,6 +269,27 @@ macro_rules! frames {
         }
 
         impl Frame {
+            /// The numbers of the types, and their names.
+            pub const TYPES: &'static [(u64, &'static str)] = &[$(($code, stringify!($variant)),)*];
+
+            /// Returns the number of the frame's type.
+            #[must_use]
+            pub const fn code(&self) -> u64 {
+                match self {
+                    $(Self::$variant(_) => $code,)*
+                }
+            }
+
+            /// Reads the number of an encoded frame's type, and nothing else of it.
+            #[must_use]
+            pub fn code_of(bytes: &[u8]) -> Option<u64> {
+                let mut d = Decoder::new(bytes);
+                if d.array(2).ok()? != 2 {
+                    return None;
+                }
+                d.u64().ok()
+            }
+
             /// Returns the frame's bytes, without the length prefix. [FRAME-1]
             #[must_use]
             pub fn to_bytes(&self) -> Vec<u8> {

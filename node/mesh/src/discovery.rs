@@ -16,6 +16,7 @@ mod transport;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use hyperfabric_protocol::{Address, MeshId, NodeId, PeerId, Signed};
 use tokio::runtime::Handle;
@@ -106,7 +107,7 @@ enum Command {
 /// Discovery in the hands of the peer's event loop; ends when it is dropped.
 pub struct Discovery {
     found: mpsc::Receiver<Found>,
-    attached: mpsc::Sender<Line>,
+    attached: Attacher,
     commands: mpsc::Sender<Command>,
     publication: watch::Sender<Option<Publication>>,
 }
@@ -127,7 +128,10 @@ impl Discovery {
         config.runtime.clone().spawn(swarm::run(config, inlets, found));
         Self {
             found: found_out,
-            attached,
+            attached: Attacher {
+                lines: attached,
+                received: Arc::default(),
+            },
             commands,
             publication,
         }
@@ -136,7 +140,13 @@ impl Discovery {
     /// Hands connections over to discovery.
     #[must_use]
     pub fn attacher(&self) -> Attacher {
-        Attacher(self.attached.clone())
+        self.attached.clone()
+    }
+
+    /// The bytes that the swarm has received so far, counted on and on.
+    #[must_use]
+    pub fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.attached.received)
     }
 
     /// What others may ask of discovery.
@@ -165,14 +175,18 @@ impl fmt::Debug for Discovery {
 
 /// Hands connections over to discovery; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Attacher(mpsc::Sender<Line>);
+pub struct Attacher {
+    lines: mpsc::Sender<Line>,
+    received: Arc<AtomicU64>,
+}
 
 impl Attacher {
     /// Lets discovery use a prompt connection: it opens kind-0 streams, and takes those that the peer opens from `streams`. Each
     /// connection is attached once, and let go when it has ended.
     pub async fn attach(&self, connection: Connection, streams: mpsc::Receiver<BiStream>) {
         // After the end of discovery the streams are dropped, and the peer's kind-0 streams are reset.
-        let _ = self.0.send(Line::new(connection, streams)).await;
+        let line = Line::new(connection, streams, Arc::clone(&self.received));
+        let _ = self.lines.send(line).await;
     }
 }
 

@@ -23,7 +23,7 @@ use hyperfabric_protocol::transfer::PayloadOrder;
 use hyperfabric_protocol::{ConnId, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, watch};
 
-pub use handle::{BulkError, Handle, Stopped};
+pub use handle::{BulkError, Handle, Stopped, Traffic};
 
 use link::Link;
 
@@ -144,7 +144,9 @@ pub fn start<H: Host>(config: DriverConfig, host: impl FnOnce(&Handle) -> H) -> 
     for revocation in fabric.admission().revocations() {
         config.gate.revoke(revocation.serial);
     }
-    let handle = Handle::new(sender, config.endpoint, config.runtime.clone(), has_stopped);
+    let libp2p = config.discovery.as_ref().map(Discovery::received);
+    let runtime = config.runtime.clone();
+    let handle = Handle::new(sender, config.endpoint, libp2p, runtime, has_stopped);
     let host = host(&handle);
     let driver = Driver {
         fabric,
@@ -222,7 +224,12 @@ impl<H: Host> Driver<H> {
                 self.fabric
                     .handle_input(now, Input::Disconnected { conn, reason });
             }
-            Message::Input(input) => self.fabric.handle_input(now, input),
+            Message::Input(input) => {
+                if let Input::Frame { bytes, .. } = &input {
+                    self.handle.count(bytes);
+                }
+                self.fabric.handle_input(now, input);
+            }
             Message::Dialled {
                 purpose,
                 result: Ok((connection, address)),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -29,15 +30,29 @@ pub(super) struct Line {
     first: Option<BiStream>,
     /// Whether the swarm has had it.
     used: bool,
+    /// Counts the bytes that its streams bring.
+    received: Arc<AtomicU64>,
 }
 
 impl Line {
-    pub(super) fn new(connection: Connection, streams: mpsc::Receiver<BiStream>) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        streams: mpsc::Receiver<BiStream>,
+        received: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             connection,
             streams,
             first: None,
             used: false,
+            received,
+        }
+    }
+
+    fn substream(&self, stream: BiStream) -> Substream {
+        Substream {
+            stream,
+            received: Arc::clone(&self.received),
         }
     }
 
@@ -193,11 +208,10 @@ impl StreamMuxer for Muxer {
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, MuxerError>> {
         let line = self.line();
         if let Some(first) = line.first.take() {
-            return Poll::Ready(Ok(Substream(first)));
+            return Poll::Ready(Ok(line.substream(first)));
         }
-        line.streams
-            .poll_recv(cx)
-            .map(|stream| stream.map(Substream).ok_or(MuxerError::Ended))
+        let stream = std::task::ready!(line.streams.poll_recv(cx)).ok_or(MuxerError::Ended);
+        Poll::Ready(stream.map(|stream| line.substream(stream)))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, MuxerError>> {
@@ -209,7 +223,9 @@ impl StreamMuxer for Muxer {
         });
         let opened = std::task::ready!(opening.poll_unpin(cx));
         this.opening = None;
-        Poll::Ready(opened.map(Substream).map_err(MuxerError::Open))
+        let line = this.line();
+        let opened = opened.map(|stream| line.substream(stream));
+        Poll::Ready(opened.map_err(MuxerError::Open))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), MuxerError>> {
@@ -226,32 +242,39 @@ impl StreamMuxer for Muxer {
 }
 
 /// A kind-0 stream; its kind byte is not part of it.
-pub(super) struct Substream(BiStream);
+pub(super) struct Substream {
+    stream: BiStream,
+    received: Arc<AtomicU64>,
+}
 
 impl Drop for Substream {
     fn drop(&mut self) {
         // Kademlia drops a substream right after its answer, and counts on the answer's arrival, as every libp2p transport grants it. A
         // reset would outrun it; that a message is cut short shows in its length prefix.
-        self.0.send.finish();
+        self.stream.send.finish();
     }
 }
 
 impl AsyncRead for Substream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        AsyncRead::poll_read(Pin::new(&mut self.0.recv), cx, buf)
+        let read = AsyncRead::poll_read(Pin::new(&mut self.stream.recv), cx, buf);
+        if let Poll::Ready(Ok(bytes)) = read {
+            self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        read
     }
 }
 
 impl AsyncWrite for Substream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.0.send), cx, buf)
+        AsyncWrite::poll_write(Pin::new(&mut self.stream.send), cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.0.send), cx)
+        AsyncWrite::poll_flush(Pin::new(&mut self.stream.send), cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_close(Pin::new(&mut self.0.send), cx)
+        AsyncWrite::poll_close(Pin::new(&mut self.stream.send), cx)
     }
 }

@@ -1,10 +1,12 @@
 //! The handle to a running driver: what the rest of a process may ask of it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyperfabric_protocol::fabric::{Input, JobResult, Misbehaved, Purpose as Use};
+use hyperfabric_protocol::frame::{Frame, Tally};
 use hyperfabric_protocol::{Address, Fabric, Now, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -13,6 +15,7 @@ use super::drain::Draining;
 use crate::address::PeerAddress;
 use crate::connection::{CloseReason, Connection};
 use crate::endpoint::{DialError, Endpoint};
+use crate::sync::lock;
 use crate::tls::Purpose;
 
 /// Dial errors that are remembered, so that a user can be told why a peer is not reached.
@@ -89,9 +92,20 @@ pub(super) struct Connections {
     bulk_dials: HashMap<PeerId, Arc<tokio::sync::Mutex<()>>>,
 }
 
+/// What a peer has received beside payloads and requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Control frames of prompt and join connections.
+    pub control: Tally,
+    /// Bytes of the substreams of Kademlia, gossipsub and identify.
+    pub libp2p_bytes: u64,
+}
+
 struct Shared {
     messages: mpsc::Sender<Message>,
     endpoint: Endpoint,
+    control: Mutex<Tally>,
+    libp2p: Option<Arc<AtomicU64>>,
     runtime: tokio::runtime::Handle,
     connections: Mutex<Connections>,
     stopped: watch::Receiver<bool>,
@@ -111,12 +125,15 @@ impl Handle {
     pub(super) fn new(
         messages: mpsc::Sender<Message>,
         endpoint: Endpoint,
+        libp2p: Option<Arc<AtomicU64>>,
         runtime: tokio::runtime::Handle,
         stopped: watch::Receiver<bool>,
     ) -> Self {
         Self(Arc::new(Shared {
             messages,
             endpoint,
+            control: Mutex::default(),
+            libp2p,
             runtime,
             connections: Mutex::default(),
             stopped,
@@ -127,6 +144,20 @@ impl Handle {
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.0.endpoint
+    }
+
+    /// Returns what the peer has received so far beside payloads and requests.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let libp2p = self.0.libp2p.as_ref();
+        Traffic {
+            control: *lock(&self.0.control),
+            libp2p_bytes: libp2p.map_or(0, |bytes| bytes.load(Ordering::Relaxed)),
+        }
+    }
+
+    pub(super) fn count(&self, frame: &[u8]) {
+        lock(&self.0.control).add(Frame::code_of(frame), frame.len() as u64);
     }
 
     /// Returns where the peer's tasks run.
