@@ -17,6 +17,22 @@ use crate::address::PeerAddress;
 const PUT_INTERVAL: Duration = Duration::from_secs(20 * 60);
 /// A put that reached nobody is tried again no sooner than this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long no new peer has become known before a put begins: Kademlia refreshes its routing table half a second after a new peer, and
+/// asks all whom it hears of.
+const CALM: Duration = Duration::from_secs(2);
+/// A put waits for calm no longer than this.
+const CALM_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Servers that may wait for the end of a put.
+const UNLISTED_MAX: usize = 64;
+
+/// A put that waits for calm.
+pub(super) struct Waiting {
+    /// When it begins, unless a new peer becomes known.
+    pub(super) at: Instant,
+    /// When it begins at the latest.
+    latest: Instant,
+}
 
 /// The last put of this peer's record.
 pub(super) struct Put {
@@ -35,7 +51,7 @@ impl Put {
     }
 
     /// Takes the end of a query, if it is one of this put.
-    pub(super) fn ended(&mut self, id: QueryId, stored: bool) {
+    fn ended(&mut self, id: QueryId, stored: bool) {
         self.stored |= self.queries.remove(&id) && stored;
     }
 }
@@ -99,9 +115,33 @@ impl Task {
             let interval = if put.stored { PUT_INTERVAL } else { RETRY_INTERVAL };
             put.nodes != own.nodes || put.body != content(&own.record) || put.at.elapsed() >= interval
         });
-        if due {
-            self.put_record();
+        if due && self.waiting.is_none() {
+            let now = Instant::now();
+            self.waiting = Some(Waiting {
+                at: now + CALM,
+                latest: now + CALM_WAIT_MAX,
+            });
         }
+    }
+
+    /// Begins a put that has waited, if all is calm.
+    pub(super) fn put_when_calm(&mut self) {
+        let now = Instant::now();
+        let refreshes = self.refreshes();
+        match &mut self.waiting {
+            Some(waiting) if refreshes && now < waiting.latest => waiting.at = now + CALM,
+            Some(_) => {
+                self.waiting = None;
+                self.put_record();
+            }
+            None => {}
+        }
+    }
+
+    /// Whether Kademlia is refreshing its routing table.
+    fn refreshes(&self) -> bool {
+        let mut queries = self.swarm.behaviour().kad.iter_queries();
+        queries.any(|query| matches!(query.info(), kad::QueryInfo::Bootstrap { .. }))
     }
 
     /// Puts the own record under its names.
@@ -141,11 +181,46 @@ impl Task {
         self.allow_wishes();
     }
 
-    /// A new peer may store what nobody has stored yet.
-    pub(super) fn put_again_if_in_vain(&mut self) {
+    /// A new peer may store what nobody has stored yet; it also makes Kademlia refresh its routing table.
+    pub(super) fn peer_became_known(&mut self) {
+        let now = Instant::now();
         let in_vain = |put: &Put| !put.stored && !put.is_running();
-        if self.put.as_ref().is_some_and(in_vain) {
-            self.put_record();
+        if self.put.as_ref().is_some_and(in_vain) && self.waiting.is_none() {
+            self.waiting = Some(Waiting {
+                at: now,
+                latest: now + CALM_WAIT_MAX,
+            });
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.at = (now + CALM).min(waiting.latest);
+        }
+    }
+
+    /// Takes note of a server and where it can be dialled, after a put that is running: a new peer makes Kademlia refresh its routing
+    /// table, and a refresh beside a put would meet all whom it hears of.
+    pub(super) fn server_identified(&mut self, name: libp2p::PeerId, addresses: Vec<PeerAddress>) {
+        if self.put.as_ref().is_some_and(Put::is_running) && self.unlisted.len() < UNLISTED_MAX {
+            self.unlisted.push((name, addresses));
+        } else {
+            self.list(&name, addresses);
+        }
+    }
+
+    fn list(&mut self, name: &libp2p::PeerId, addresses: Vec<PeerAddress>) {
+        for address in addresses {
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            kad.add_address(name, PeerAddress::new(address.socket).into());
+        }
+    }
+
+    /// Takes the end of a put's query.
+    pub(super) fn put_ended(&mut self, id: QueryId, stored: bool) {
+        let Some(put) = &mut self.put else { return };
+        put.ended(id, stored);
+        if !put.is_running() {
+            for (name, addresses) in std::mem::take(&mut self.unlisted) {
+                self.list(&name, addresses);
+            }
         }
     }
 }

@@ -13,11 +13,11 @@ use libp2p::kad::{self, QueryId, store::RecordStore};
 use libp2p::swarm::{Swarm, SwarmEvent};
 use libp2p::{Multiaddr, StreamProtocol, identify};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::behaviour::{self, Behaviour, BehaviourEvent};
 use super::muxer::Line;
-use super::publish::Put;
+use super::publish::{Put, Waiting};
 use super::transport::{MeshTransport, dialable};
 use super::{
     Command, DiscoveryConfig, DiscoveryStats, Found, Publication, RecordCheck, from_libp2p, records,
@@ -87,6 +87,10 @@ pub(super) struct Task {
     /// Whether nobody has heard the own record yet.
     pub(super) unheard: bool,
     pub(super) put: Option<Put>,
+    /// The next put, until all is calm.
+    pub(super) waiting: Option<Waiting>,
+    /// Servers that are not in Kademlia's routing table yet, and where they can be dialled.
+    pub(super) unlisted: Vec<(libp2p::PeerId, Vec<PeerAddress>)>,
     refreshed: Instant,
 }
 
@@ -109,6 +113,7 @@ pub(super) async fn run(config: DiscoveryConfig, inlets: Inlets, found: mpsc::Se
             },
             Some(command) = commands.recv() => task.command(command),
             _ = tick.tick() => task.tick(),
+            () = sleep_until(task.waiting.as_ref().map_or_else(Instant::now, |put| put.at)), if task.waiting.is_some() => task.put_when_calm(),
         }
     }
 }
@@ -142,6 +147,8 @@ impl Task {
             own: None,
             unheard: false,
             put: None,
+            waiting: None,
+            unlisted: Vec::new(),
             refreshed: Instant::now(),
         }
     }
@@ -203,9 +210,7 @@ impl Task {
         if let (true, Some(remote)) = (addresses.is_empty(), remote) {
             addresses.push(remote);
         }
-        for address in addresses {
-            kad.add_address(name, PeerAddress::new(address.socket).into());
-        }
+        self.server_identified(*name, addresses);
     }
 
     fn gossip_event(&mut self, event: gossipsub::Event) {
@@ -252,9 +257,7 @@ impl Task {
                         self.looked_up(id, &copy.record);
                     }
                     kad::QueryResult::PutRecord(result) => {
-                        if let Some(put) = &mut self.put {
-                            put.ended(id, result.is_ok());
-                        }
+                        self.put_ended(id, result.is_ok());
                     }
                     _ => {}
                 }
@@ -267,7 +270,7 @@ impl Task {
             }
             kad::Event::RoutingUpdated {
                 is_new_peer: true, ..
-            } => self.put_again_if_in_vain(),
+            } => self.peer_became_known(),
             _ => {}
         }
     }
