@@ -258,7 +258,7 @@ impl Scale {
             joined: self.joined,
             events: self.world.events(),
             arrivals_per_item: self.world.items_received() as f64 / (self.config.peers as f64).powi(2),
-            control_bytes_per_peer: self.world.frames_received().1 / self.config.peers as u64,
+            control_bytes_per_peer: self.world.control().bytes() / self.config.peers as u64,
             checks: self.world.checks_made(),
             virtual_seconds: Duration::from_nanos(self.world.now().mono.0).as_secs_f64(),
             join_ms: Percentiles::of(join),

@@ -6,6 +6,7 @@
 //! streams of one seed, so a run depends on its seed alone: [`World::trace_hash`] says whether two runs were the same.
 
 mod checks;
+mod discovery;
 mod disk;
 mod links;
 mod network;
@@ -21,6 +22,7 @@ use checks::Checks;
 pub use disk::{Disk, Received};
 use hyperfabric_protocol::cert::MeshRoot;
 use hyperfabric_protocol::fabric::{Event, Input};
+use hyperfabric_protocol::frame::Tally;
 use hyperfabric_protocol::{Address, ConnId, Fabric, Instant, Now, PeerId, UnixMillis};
 use links::Connection;
 use network::Network;
@@ -81,6 +83,17 @@ enum Happening {
         peer: PeerIndex,
         start: u32,
     },
+    /// A peer looks what discovery has to do.
+    Discovery {
+        peer: PeerIndex,
+        start: u32,
+    },
+    /// Another one has told it whom it knows.
+    Told {
+        peer: PeerIndex,
+        start: u32,
+        by: PeerIndex,
+    },
 }
 
 /// What a world keeps beside its peers.
@@ -90,6 +103,8 @@ pub struct WorldOptions {
     pub bytes: bool,
     /// Whether events are kept for [`World::log`] and [`World::take_events`].
     pub log: bool,
+    /// Whether peers meet those that Kademlia makes them meet.
+    pub discovery: bool,
 }
 
 impl Default for WorldOptions {
@@ -97,6 +112,7 @@ impl Default for WorldOptions {
         Self {
             bytes: true,
             log: true,
+            discovery: false,
         }
     }
 }
@@ -118,7 +134,8 @@ pub struct World {
     faults: Draws,
     trace: Trace,
     items_received: u64,
-    frames_received: (u64, u64),
+    control: Tally,
+    dials: u64,
     log: Vec<(Instant, PeerIndex, Event)>,
 }
 
@@ -149,7 +166,8 @@ impl World {
             faults: seed.stream(Stream::Faults, 0, 0),
             trace: Trace::new(seed.0),
             items_received: 0,
-            frames_received: (0, 0),
+            control: Tally::default(),
+            dials: 0,
             log: Vec::new(),
         }
     }
@@ -193,10 +211,16 @@ impl World {
         self.items_received
     }
 
-    /// Returns how many frames have arrived, and their bytes.
+    /// Returns which frames have arrived, and their bytes.
     #[must_use]
-    pub const fn frames_received(&self) -> (u64, u64) {
-        self.frames_received
+    pub const fn control(&self) -> &Tally {
+        &self.control
+    }
+
+    /// Returns how often somebody has dialled.
+    #[must_use]
+    pub const fn dials(&self) -> u64 {
+        self.dials
     }
 
     /// Returns how many items had their signatures checked.
@@ -347,6 +371,8 @@ impl World {
             Happening::Idle { conn, since } => self.idle(conn, since),
             Happening::Chunk(stream) => self.chunk(*stream),
             Happening::DiskDone { peer, start } => self.disk_done(peer, start),
+            Happening::Discovery { peer, start } => self.discover(peer, start),
+            Happening::Told { peer, start, by } => self.told(peer, start, by),
         }
     }
 }

@@ -25,7 +25,14 @@ fn config(seed: u64) -> ScaleConfig {
 }
 
 fn hash(seed: u64, bytes: bool) -> String {
-    let mut scale = Scale::new(config(seed), WorldOptions { bytes, log: false });
+    let mut scale = Scale::new(
+        config(seed),
+        WorldOptions {
+            bytes,
+            log: false,
+            discovery: true,
+        },
+    );
     assert!(scale.run(), "the mesh did not come together");
     scale.report().trace_hash
 }

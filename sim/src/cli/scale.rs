@@ -121,6 +121,7 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
     let options = WorldOptions {
         bytes: args.bytes,
         log: false,
+        discovery: true,
     };
     let mut scale = Scale::new(config, options);
     let good = scale.run();

@@ -160,7 +160,7 @@ impl Run {
         let sample = Sample {
             at: since_begin(self.world.now().mono),
             payload_bytes: self.world.ledger().received,
-            control_bytes: self.world.frames_received().1,
+            control_bytes: self.world.control().bytes(),
             running: members.len(),
             known_mean: mean(known.clone().sum()),
             known_min: known.min().unwrap_or(0),

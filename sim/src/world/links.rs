@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::fabric::{Input, Purpose, Transmit};
-use hyperfabric_protocol::frame::Frame;
+use hyperfabric_protocol::frame::{Frame, Goodbye};
 use hyperfabric_protocol::neighbors::CloseReason;
 use hyperfabric_protocol::{Address, ConnId, Instant, PeerId};
 
@@ -34,6 +34,15 @@ pub(super) enum Carried {
     Bytes(Vec<u8>),
 }
 
+impl Carried {
+    fn code(&self) -> Option<u64> {
+        match self {
+            Self::Shared(frame) => Some(frame.code()),
+            Self::Bytes(bytes) => Frame::code_of(bytes),
+        }
+    }
+}
+
 /// A dial in flight.
 #[derive(Debug)]
 pub(super) struct Dialling {
@@ -51,6 +60,8 @@ struct End {
     start: u32,
     /// Whether this side still has the connection.
     open: bool,
+    /// Whether it has left with a Goodbye, and reads what comes until the other side's.
+    drains: bool,
     /// Since when it hears nothing.
     deaf_since: Option<Instant>,
     /// What it sends.
@@ -76,6 +87,8 @@ pub(super) struct Connection {
     ends: [End; 2],
     purpose: Purpose,
     class: u16,
+    /// Whether the dialler's first frame has arrived, and with it the stream on which the acceptor answers. [QUIC-5]
+    has_stream: bool,
 }
 
 const fn conn_id(connection: u64, side: usize) -> ConnId {
@@ -84,12 +97,19 @@ const fn conn_id(connection: u64, side: usize) -> ConnId {
 
 /// Returns a peer's address.
 pub(super) fn address_of(index: PeerIndex) -> Address {
-    Address::new(format!("/sim/{}", index.0)).expect("a short printable text is an address")
+    // As long as a real one: records are most of what peers send each other.
+    let [_, a, b, c] = u32::try_from(index.0).unwrap_or(u32::MAX).to_be_bytes();
+    Address::new(format!("/ip4/10.{a}.{b}.{c}/udp/40000/quic-v1"))
+        .expect("a short printable text is an address")
 }
 
 fn index_of(address: &Address) -> Option<PeerIndex> {
-    let number = address.as_str().strip_prefix("/sim/")?;
-    number.parse().ok().map(PeerIndex)
+    let (ip, _) = address.as_str().strip_prefix("/ip4/10.")?.split_once('/')?;
+    let byte = |text: &str| text.parse::<u8>().ok().map(usize::from);
+    let index = ip
+        .split('.')
+        .try_fold(0, |index, text| Some(index << 8 | byte(text)?))?;
+    Some(PeerIndex(index))
 }
 
 impl World {
@@ -135,6 +155,7 @@ impl World {
         if !connection.ends[side].open || from != index {
             return;
         }
+        let waits = side == 1 && !connection.has_stream;
         let flow = &mut connection.ends[side].flow;
         flow.unread_frames += 1;
         flow.unread_bytes += bytes;
@@ -147,9 +168,9 @@ impl World {
             .saturating_mul(2 * latency_ms(&conditions))
             / 1000;
         if frames > UNREAD_FRAMES_MAX || unread > queue.saturating_add(under_way) {
-            return self.close(index, conn.0 / 2, CloseReason::LimitReached);
+            return self.cut_off(index, conn.0 / 2, CloseReason::LimitReached);
         }
-        if !self.network.passes(from, to) {
+        if waits || !self.network.passes(from, to) {
             if let Some((connection, side)) = self.connection(conn) {
                 connection.ends[side].flow.held.push((carried, bytes));
             }
@@ -190,6 +211,30 @@ impl World {
         );
     }
 
+    /// Sends what a side has held back.
+    fn release_held(&mut self, conn: ConnId) {
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let (from, to) = (connection.ends[side].peer, connection.ends[1 - side].peer);
+        let class = connection.class;
+        if !self.network.passes(from, to) {
+            return;
+        }
+        let conditions = *self.network.conditions(class);
+        let now = self.now;
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let flow = &mut connection.ends[side].flow;
+        let held = std::mem::take(&mut flow.held);
+        let mut departure = flow.link_free.max(now);
+        for (carried, bytes) in held {
+            departure = departure.after(conditions.transmission(bytes));
+            self.fly(conn, carried, bytes, departure);
+        }
+    }
+
     pub(super) fn arrive(&mut self, conn: ConnId, carried: Carried, bytes: u64) {
         let Some((connection, side)) = self.connection(conn) else {
             return;
@@ -199,12 +244,17 @@ impl World {
         flow.unread_bytes = flow.unread_bytes.saturating_sub(bytes);
         let end = &connection.ends[side];
         if !end.open {
+            if end.drains {
+                self.control.add(carried.code(), bytes);
+            }
             return;
         }
         let (peer, start) = (end.peer, end.start);
+        if side == 1 && !std::mem::replace(&mut connection.has_stream, true) {
+            self.release_held(conn);
+        }
         self.trace.event(self.now, 7, peer.0);
-        self.frames_received.0 += 1;
-        self.frames_received.1 += bytes;
+        self.control.add(carried.code(), bytes);
         let input = match carried {
             Carried::Shared(frame) => {
                 if let Frame::Items(items) = &frame {
@@ -213,11 +263,12 @@ impl World {
                 self.trace.frame(&frame);
                 Input::Decoded { conn, frame }
             }
-            Carried::Bytes(bytes) => {
-                match Frame::from_bytes(&bytes) {
+            Carried::Bytes(encoded) => {
+                match Frame::from_bytes(&encoded) {
                     Ok(Some(frame)) => self.trace.frame(&frame),
-                    Ok(None) | Err(_) => self.trace.bytes(&bytes),
+                    Ok(None) | Err(_) => self.trace.bytes(&encoded),
                 }
+                let bytes = encoded;
                 Input::Frame { conn, bytes }
             }
         };
@@ -232,6 +283,7 @@ impl World {
     }
 
     fn dial(&mut self, from: PeerIndex, peer: PeerId, addresses: &[Address], purpose: Purpose) {
+        self.dials += 1;
         let start = self.peers[from.0].start;
         let known = addresses
             .iter()
@@ -293,8 +345,12 @@ impl World {
         let id = self.connections.len() as u64;
         let class = self.network.class(from, to);
         let ends = [from, to].map(|peer| self.new_end(id, peer));
-        self.connections
-            .push(Some(Box::new(Connection { ends, purpose, class })));
+        self.connections.push(Some(Box::new(Connection {
+            ends,
+            purpose,
+            class,
+            has_stream: false,
+        })));
         for peer in [from, to] {
             self.peers[peer.0].conns.insert(id);
         }
@@ -314,6 +370,7 @@ impl World {
             peer,
             start: self.peers[peer.0].start,
             open: true,
+            drains: false,
             deaf_since: None,
             flow: Flow {
                 arrived: self.now,
@@ -367,16 +424,51 @@ impl World {
         self.input(index, start, input);
     }
 
-    /// Closes a connection from a peer's side, in words.
+    /// Tells at which side of a connection a peer still has it.
+    fn side_of(&mut self, index: PeerIndex, id: u64) -> Option<usize> {
+        let (connection, _) = self.connection(conn_id(id, 0))?;
+        let mine = |end: &End| end.peer == index && end.open;
+        connection.ends.iter().position(mine)
+    }
+
+    /// Closes a connection because its peer's machine says so: what is nobody's fault by a last frame. [CONN-9]
+    ///
+    /// The other side's machine closes it as well when it reads that. Its own last frame does not arrive: nothing was
+    /// asked on the connection, so that it is closed for good at once. [CONN-10]
     pub(super) fn close(&mut self, index: PeerIndex, id: u64, reason: CloseReason) {
-        let Some((connection, _)) = self.connection(conn_id(id, 0)) else {
+        let Some(side) = self.side_of(index, id) else {
             return;
         };
-        let Some(side) = connection
-            .ends
-            .iter()
-            .position(|end| end.peer == index && end.open)
-        else {
+        let mine = conn_id(id, side);
+        let speaks = self.connection(mine).is_some_and(|(connection, _)| {
+            let has_stream = side == 0 || connection.has_stream;
+            connection.purpose == Purpose::Prompt && has_stream && connection.ends[1 - side].open
+        });
+        if !speaks || !reason.drains() {
+            return self.cut_off(index, id, reason);
+        }
+        self.send(index, mine, Frame::Goodbye(Goodbye::new(reason)));
+        // A side whose peer does not keep up was cut off instead.
+        let Some((connection, _)) = self.connection(mine).filter(|(c, _)| c.ends[side].open) else {
+            return;
+        };
+        connection.ends[side].open = false;
+        connection.ends[side].drains = true;
+        let other = connection.ends[1 - side].peer;
+        let start = self.peers[index.0].start;
+        self.peers[index.0].conns.remove(&id);
+        self.schedule_own_end(index, start, mine);
+        if !self.network.passes(index, other) {
+            self.deafen(conn_id(id, 1 - side));
+        }
+    }
+
+    /// Closes a connection from a peer's side, in words and at once.
+    fn cut_off(&mut self, index: PeerIndex, id: u64, reason: CloseReason) {
+        let Some(side) = self.side_of(index, id) else {
+            return;
+        };
+        let Some((connection, _)) = self.connection(conn_id(id, side)) else {
             return;
         };
         connection.ends[side].open = false;
@@ -552,6 +644,9 @@ impl World {
             return;
         };
         let deaf_since = connection.ends[side].deaf_since.take();
+        if side == 0 && !connection.has_stream {
+            return;
+        }
         let held = std::mem::take(&mut connection.ends[1 - side].flow.held);
         // The probe that gets through is the next one of a series that became ever slower.
         let waited = now.since(deaf_since.unwrap_or(now)).min(KEEP_ALIVE);

@@ -7,13 +7,14 @@ use hyperfabric_protocol::admission::Persist;
 use hyperfabric_protocol::cert::{
     Admitter, CERTIFICATE_VALIDITY, DELEGATION_VALIDITY, Delegation, Membership, MeshRoot,
 };
-use hyperfabric_protocol::fabric::{FabricConfig, Input, Job, JobResult};
+use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, Job, JobResult};
 use hyperfabric_protocol::neighbors::CloseReason;
 use hyperfabric_protocol::transfer::{self, Offer};
 use hyperfabric_protocol::{
     Address, Fabric, Instant, NodeId, Now, PeerId, Serial, SigningKey, TransferId, UnixMillis,
 };
 
+use super::discovery::Discovery;
 use super::links::address_of;
 use super::{Disk, EPOCH, Happening, PeerIndex, World};
 
@@ -23,6 +24,9 @@ const SYNC: Duration = Duration::from_millis(2);
 const CONNECTIONS_MAX: usize = 32;
 /// And a bootstrap peer this many. [QUIC-11]
 const BOOTSTRAP_CONNECTIONS_MAX: usize = 1_024;
+
+/// What peers run, for people: as long as what real ones say.
+const AGENT: &str = concat!("hyperfabric/", env!("CARGO_PKG_VERSION"));
 
 /// How a peer is configured.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,7 @@ pub(super) struct Peer {
     /// The deadline for which a timeout is in the queue.
     armed: Option<Instant>,
     pub(super) conns: BTreeSet<u64>,
+    pub(super) discovery: Option<Box<Discovery>>,
     /// Payloads being sent, with their attempt.
     pub(super) sending: BTreeMap<TransferId, u32>,
     /// Payloads expected: sender, transfer and attempt.
@@ -144,11 +149,14 @@ impl World {
     #[must_use]
     pub fn certify_next(&mut self, mesh: &str, name: NodeId, valid: Duration) -> (MeshRoot, Membership) {
         let (authority, number) = (self.authority(mesh), self.peers.len());
-        let admitter = Admitter {
-            key: authority,
-            delegation: None,
-        };
         let wall = self.now().wall;
+        // Whoever admits by hand is an admitter as any other: its delegation makes part of what members send.
+        let key = SigningKey::from_bytes(&self.seed.secret(u64::MAX - 1, 0));
+        let delegation = Delegation::issue(&authority, mesh, key.peer_id(), wall, DELEGATION_VALIDITY);
+        let admitter = Admitter {
+            key,
+            delegation: Some(delegation),
+        };
         let mut random = [0; 10];
         random[2..].copy_from_slice(&(number as u64).to_be_bytes());
         let root = self.root(mesh);
@@ -199,6 +207,7 @@ impl World {
             disk_jobs: VecDeque::new(),
             armed: None,
             conns: BTreeSet::new(),
+            discovery: None,
             sending: BTreeMap::new(),
             expecting: BTreeMap::new(),
         });
@@ -248,7 +257,7 @@ impl World {
                 grants: peer.disk.grants.values().cloned().collect(),
                 revocations: peer.disk.revocations.values().cloned().collect(),
                 incarnation: u64::from(peer.start),
-                agent: "world".to_owned(),
+                agent: AGENT.to_owned(),
                 bootstrap: peer.options.bootstrap,
                 degree_min: peer.options.degree_min,
                 degree_max: peer.options.degree_max,
@@ -264,6 +273,7 @@ impl World {
         peer.fabric = Some(Box::new(fabric));
         peer.disk_free = self.now;
         self.reset_forgotten(index);
+        self.begin_discovery(index);
         self.drain(index);
     }
 
@@ -312,6 +322,7 @@ impl World {
         peer.disk_jobs.clear();
         peer.armed = None;
         peer.conns.clear();
+        peer.discovery = None;
         peer.sending.clear();
         peer.expecting.clear();
     }
@@ -355,6 +366,11 @@ impl World {
             } else if let Some(job) = fabric.poll_job() {
                 self.job(index, job);
             } else if let Some(event) = fabric.poll_event() {
+                if let Event::PeerUp { peer, .. } = &event
+                    && self.options.discovery
+                {
+                    self.met(index, *peer);
+                }
                 if self.options.log {
                     self.log.push((self.now, index, event));
                 }
