@@ -2,6 +2,8 @@
 
 mod args;
 #[cfg(feature = "real")]
+mod calibrate;
+#[cfg(feature = "real")]
 mod run;
 mod scale;
 
@@ -37,6 +39,8 @@ fn run(cli: &Cli) -> Result<bool> {
     match &cli.command {
         #[cfg(feature = "real")]
         Command::Run(args) => run::run(args, cli.json),
+        #[cfg(feature = "real")]
+        Command::Calibrate(args) => calibrate::run(args, cli.json),
         Command::Scale(args) => scale::run(args, cli.json),
         Command::Replay { seed } => replay(*seed, cli.json),
         Command::Swarm(args) => swarm(args, cli.json),

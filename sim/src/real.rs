@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::scenario::ScenarioError;
 
+pub use lab::observe::{Observation, Schedule, observe};
 pub use links::{contacts, impairment, region_links, scenario_links, spread_links};
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;

@@ -7,6 +7,8 @@ use hyperfabric_sim::topology::Shape;
 use hyperfabric_sim::units::Span;
 
 #[cfg(feature = "real")]
+use super::calibrate::{CalibrateArgs, EXAMPLES as CALIBRATE_EXAMPLES};
+#[cfg(feature = "real")]
 use super::run::{EXAMPLES as RUN_EXAMPLES, RunArgs};
 
 /// Runs many peers of a mesh in one process, real ones or in virtual time, and breaks their network on purpose.
@@ -29,6 +31,10 @@ pub(crate) enum Command {
     /// Run real nodes on a bad network, and let them exchange messages and files
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    #[cfg(feature = "real")]
+    /// Hold virtual time against real nodes in the same situations
+    #[command(after_help = CALIBRATE_EXAMPLES)]
+    Calibrate(CalibrateArgs),
     /// Let many peers join a mesh, or run a scenario, and say what that takes
     #[command(after_help = SCALE_EXAMPLES)]
     Scale(ScaleArgs),

@@ -12,6 +12,8 @@ use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::Store;
 use hyperfabric_node::{Node, NodeId};
 
+pub(super) mod observe;
+
 use super::network::Sockets;
 use super::testbed::{LabError, Testbed, node_config, signature};
 use super::{Datagrams, OnProgress, Phase, Progress, RealConfig, RealError, Spread};
