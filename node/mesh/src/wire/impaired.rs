@@ -69,10 +69,13 @@ pub struct Bursts {
 pub struct Impairment {
     /// Added to every datagram sent.
     pub latency: Duration,
-    /// How much the delay varies; it reorders datagrams as real jitter does.
+    /// How much the delay varies; it reorders datagrams unless the order is kept.
     pub jitter: Duration,
     /// How it varies.
     pub jitter_shape: JitterShape,
+    /// Whether no datagram overtakes an earlier one to the same remote, as where jitter comes from queues: each waits for
+    /// those before it.
+    pub keeps_order: bool,
     /// The share of datagrams lost, in parts per million.
     pub loss_ppm: u32,
     /// Losses in bursts besides.
@@ -128,6 +131,7 @@ impl Default for Impairment {
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
             jitter_shape: JitterShape::Uniform,
+            keeps_order: false,
             loss_ppm: 0,
             bursts: None,
             reorder_ppm: 0,

@@ -57,6 +57,8 @@ struct Link {
     busy_until: Option<Instant>,
     /// Whether a link with bursts is in one.
     bad: bool,
+    /// When the last datagram of a link that keeps the order arrives.
+    last_due: Option<Instant>,
 }
 
 impl Link {
@@ -98,6 +100,17 @@ impl Link {
             }
         }
         chance.of_ppm(loss)
+    }
+
+    /// When a datagram arrives that has left the serializer.
+    fn arrival(&mut self, departure: Instant, chance: &mut Chance) -> Instant {
+        let due = departure + self.delay(chance);
+        if !self.impairment.keeps_order {
+            return due;
+        }
+        let due = self.last_due.map_or(due, |last| due.max(last));
+        self.last_due = Some(due);
+        due
     }
 
     fn delay(&self, chance: &mut Chance) -> Duration {
@@ -281,14 +294,13 @@ impl Line {
         }
         self.stats.duplicated += copies as u64 - 1;
         for _ in 0..copies {
-            let delay = if chance.of_ppm(link.impairment.reorder_ppm) {
+            let due = if chance.of_ppm(link.impairment.reorder_ppm) {
                 self.stats.reordered += 1;
-                Duration::ZERO
+                departure
             } else {
-                link.delay(chance)
+                link.arrival(departure, chance)
             };
-            self.held
-                .insert((departure + delay, self.arrivals), datagram.clone());
+            self.held.insert((due, self.arrivals), datagram.clone());
             self.held_bytes += bytes;
             self.arrivals += 1;
         }

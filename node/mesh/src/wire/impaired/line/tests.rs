@@ -314,3 +314,21 @@ fn who_takes_answers_only_hears_whom_it_has_sent_to_within_the_window() {
     }
     assert_eq!(line.asked.len(), LINKS_MAX);
 }
+
+#[test]
+fn a_line_that_keeps_the_order_lets_nothing_overtake_and_others_do() {
+    for keeps_order in [true, false] {
+        let (mut line, now) = line(Impairment {
+            latency: Duration::from_millis(5),
+            jitter: Duration::from_millis(35),
+            keeps_order,
+            ..Impairment::default()
+        });
+        for mark in 0..100 {
+            line.push(now + Duration::from_millis(u64::from(mark)), datagram(10, mark));
+        }
+        let marks: Vec<u8> = drain(&mut line).iter().map(|(_, contents)| contents[0]).collect();
+        assert_eq!(marks.is_sorted(), keeps_order);
+        assert_eq!(marks.len(), 100);
+    }
+}
