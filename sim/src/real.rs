@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::scenario::ScenarioError;
 
 pub use lab::observe::{Observation, Schedule, observe};
-pub use links::{contacts, impairment, region_links, scenario_links, spread_links};
+pub use links::{contacts, impairment, region_links, scenario_links, spread_links, topology_links};
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;
 pub use play::{PlayReport, play};

@@ -21,7 +21,7 @@ pub use recording::{FaultSpan, Recording, SAMPLES_MAX, Sample, TransferSpan, rss
 use serde::Serialize;
 
 use crate::check::{self, Asked, Check, Findings, Violation};
-use crate::scenario::{Scenario, ScenarioError, region_of};
+use crate::scenario::{Scenario, ScenarioError};
 use crate::seed::Seed;
 use crate::topology::Topology;
 use crate::world::{CutId, PeerIndex, World, WorldOptions};
@@ -105,7 +105,7 @@ impl Run {
         world.set_topology(&topology);
         for between in &scenario.between {
             let (a, b) = &between.regions;
-            if let (Some(a), Some(b)) = (region_of(a), region_of(b)) {
+            if let (Some(a), Some(b)) = (topology.region_of(a), topology.region_of(b)) {
                 world.set_between(a, b, between.link.conditions());
             }
         }

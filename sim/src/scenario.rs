@@ -5,12 +5,13 @@
 mod modes;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::conditions::{Conditions, Latency, Loss};
-use crate::topology::{REGIONS, Shape};
+use crate::topology::{CustomSpec, REGIONS, Shape, TopologyError};
 use crate::units::{Bytes, Rate, Share, Span};
 
 /// The most peers of a scenario.
@@ -46,8 +47,24 @@ pub enum ScenarioError {
         reason: &'static str,
     },
     /// There is no such region.
-    #[error("{0:?} is no region; there are us-east, us-west, eu-west, sa-east, ap-south and ap-northeast")]
-    Region(String),
+    #[error("{name:?} is no region; there are {known}")]
+    Region {
+        /// What was asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The topology is wrong.
+    #[error("topology")]
+    Topology(#[from] TopologyError),
+    /// The topology has not as many nodes as the scenario has peers.
+    #[error("peers: the topology lists {nodes} nodes, and there are {peers} peers with those who come later")]
+    Peers {
+        /// How many it lists.
+        nodes: usize,
+        /// How many there are.
+        peers: usize,
+    },
     /// There is no such scenario.
     #[error("{name:?} is no file, and no scenario of this program: these are {names}")]
     Unknown {
@@ -136,10 +153,15 @@ pub enum TopologySpec {
         /// Pairs of peers.
         ways: Vec<(usize, usize)>,
     },
+    /// As written here: nodes, regions, links, who can dial whom.
+    Custom(Box<CustomSpec>),
 }
 
 impl TopologySpec {
     /// Returns the shape, and how many peers are hidden, in parts per million.
+    ///
+    /// # Panics
+    /// When the topology is written and wrong, which [`Scenario::check`] refuses.
     #[must_use]
     pub fn shape(&self) -> (Shape, u32) {
         match self {
@@ -154,6 +176,10 @@ impl TopologySpec {
             }
             Self::Geographic { hidden } => (Shape::Geographic, hidden.0),
             Self::Listed { ways } => (Shape::Listed(ways.clone()), 0),
+            Self::Custom(spec) => {
+                let custom = spec.resolve().expect("a scenario's topology was checked");
+                (Shape::Custom(Arc::new(custom)), 0)
+            }
         }
     }
 }
@@ -220,6 +246,12 @@ impl Default for LinkSpec {
 }
 
 impl LinkSpec {
+    /// Returns whether anything can come through.
+    #[must_use]
+    pub const fn carries(&self) -> bool {
+        self.rate.0 > 0 && self.loss.0 < 1_000_000
+    }
+
     /// Returns the conditions.
     #[must_use]
     pub fn conditions(&self) -> Conditions {
@@ -457,35 +489,49 @@ impl Scenario {
         if self.link.loss.0 >= 1_000_000 {
             return value("loss", "below 100%");
         }
-        let geographic = matches!(self.topology, TopologySpec::Geographic { .. });
-        let mut regions = self.between.iter().flat_map(|b| [&b.regions.0, &b.regions.1]);
-        let cut = self.faults.iter().filter_map(|fault| match fault {
-            Fault::Partition { region, .. } => region.as_ref(),
-            _ => None,
-        });
-        if let Some(region) = regions
-            .by_ref()
-            .chain(cut)
-            .find(|region| region_of(region).is_none())
-        {
-            return Err(ScenarioError::Region(region.clone()));
-        }
-        if !geographic && !self.between.is_empty() {
-            return value("between", "needs a topology with shape = \"geographic\"");
-        }
+        self.check_topology()?;
         let late = self.faults.iter().any(|fault| fault.span().0 > self.lasts.0);
         if late {
             return value("fault", "begins within `lasts`");
         }
         Ok(())
     }
-}
 
-/// Returns a region's number.
-#[must_use]
-pub fn region_of(name: &str) -> Option<u16> {
-    let at = REGIONS.iter().position(|region| *region == name)?;
-    u16::try_from(at).ok()
+    fn check_topology(&self) -> Result<(), ScenarioError> {
+        let known: Vec<&str> = match &self.topology {
+            TopologySpec::Geographic { .. } => REGIONS.to_vec(),
+            TopologySpec::Custom(spec) => {
+                spec.resolve()?;
+                let (nodes, peers) = (spec.count(), self.peers_in_all());
+                if nodes != peers {
+                    return Err(ScenarioError::Peers { nodes, peers });
+                }
+                spec.regions.names.iter().map(String::as_str).collect()
+            }
+            _ => Vec::new(),
+        };
+        if known.is_empty() && !self.between.is_empty() {
+            let field = "between";
+            let reason = "needs a topology with regions, such as shape = \"geographic\"";
+            return Err(ScenarioError::Value { field, reason });
+        }
+        let cut = self.faults.iter().filter_map(|fault| match fault {
+            Fault::Partition { region, .. } => region.as_ref(),
+            _ => None,
+        });
+        let between = self.between.iter().flat_map(|b| [&b.regions.0, &b.regions.1]);
+        match between.chain(cut).find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(ScenarioError::Region {
+                name: name.clone(),
+                known: if known.is_empty() {
+                    "none, as the topology has none".to_owned()
+                } else {
+                    known.join(", ")
+                },
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,15 @@
 //! Who can reach whom, and where everybody is. The same words serve the virtual-time world and impaired wires.
 
-use std::collections::BTreeSet;
+mod custom;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use custom::{
+    Custom, CustomSpec, DialledBy, DialledByWord, Dials, NODES_MAX, NodeSpec, REGIONS_MAX, RegionsSpec,
+    TopologyError, WaySpec,
+};
 
 use crate::conditions::{Conditions, Latency};
 use crate::seed::{Seed, Stream};
@@ -34,6 +42,8 @@ pub enum Shape {
     Geographic,
     /// As listed: pairs of peers.
     Listed(Vec<(usize, usize)>),
+    /// As somebody has written it down.
+    Custom(Arc<Custom>),
 }
 
 /// The regions of [`Shape::Geographic`].
@@ -56,13 +66,27 @@ const ROUND_TRIPS_MS: [[u64; 6]; 6] = [
     [160, 105, 210, 260, 130, 2],
 ];
 
+/// Who can dial a peer, where not everyone can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Door {
+    /// Peers of its region.
+    Region,
+    /// These.
+    Only(BTreeSet<usize>),
+}
+
 /// Who can dial whom.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     /// The ways of each peer; without them, everyone has a way to everyone.
     ways: Option<Vec<BTreeSet<usize>>>,
     /// The network that a peer hides in: only peers of the same one can dial it.
     hidden: Vec<Option<u16>>,
+    /// The regions that doors speak of.
+    home: Vec<u16>,
+    doors: BTreeMap<usize, Door>,
+    /// From whom to whom there is no dialling whatever else holds.
+    refused: BTreeSet<(usize, usize)>,
 }
 
 impl Reach {
@@ -74,7 +98,14 @@ impl Reach {
             None => true,
         };
         let network = |peer: usize| self.hidden.get(peer).copied().flatten();
+        let opens = match self.doors.get(&to) {
+            None => true,
+            Some(Door::Region) => self.home.get(from) == self.home.get(to),
+            Some(Door::Only(others)) => others.contains(&from),
+        };
         way && (network(to).is_none() || network(to) == network(from))
+            && opens
+            && !self.refused.contains(&(from, to))
     }
 }
 
@@ -85,8 +116,13 @@ pub struct Topology {
     pub regions: Vec<u16>,
     /// The links between regions.
     pub between: Vec<Vec<Conditions>>,
+    /// The links of single pairs of peers, the lower number first.
+    pub links: BTreeMap<(usize, usize), Conditions>,
+    /// The links of which nothing else is said.
+    pub base: Conditions,
     /// Who can dial whom.
     pub reach: Reach,
+    names: Vec<String>,
     peers: usize,
 }
 
@@ -95,6 +131,9 @@ impl Topology {
     /// network of eight.
     #[must_use]
     pub fn new(seed: Seed, shape: &Shape, peers: usize, link: Conditions, hidden_ppm: u32) -> Self {
+        if let Shape::Custom(custom) = shape {
+            return Self::written(custom, link);
+        }
         let mut draws = seed.stream(Stream::Topology, 0, 0);
         let geographic = *shape == Shape::Geographic;
         let regions = (0..peers)
@@ -122,9 +161,43 @@ impl Topology {
         Self {
             regions,
             between,
-            reach: Reach { ways, hidden },
+            links: BTreeMap::new(),
+            base: link,
+            reach: Reach {
+                ways,
+                hidden,
+                ..Reach::default()
+            },
+            names: if geographic {
+                REGIONS.map(str::to_owned).to_vec()
+            } else {
+                Vec::new()
+            },
             peers,
         }
+    }
+
+    fn written(custom: &Custom, link: Conditions) -> Self {
+        let base = custom.base(link);
+        let links = custom.links.iter();
+        Self {
+            regions: custom.region.clone(),
+            between: custom.between(base),
+            links: links.map(|(pair, link)| (*pair, link.conditions())).collect(),
+            base,
+            reach: custom.reach.clone(),
+            names: custom.region_names.clone(),
+            peers: custom.len(),
+        }
+    }
+
+    /// Returns what the link from one peer to another is like: that of the pair, or of their regions, or `otherwise`.
+    #[must_use]
+    pub fn conditions<'a>(&'a self, from: usize, to: usize, otherwise: &'a Conditions) -> &'a Conditions {
+        let region = |peer: usize| self.regions.get(peer).map_or(0, |region| usize::from(*region));
+        let between = || self.between.get(region(from))?.get(region(to));
+        let own = self.links.get(&(from.min(to), from.max(to)));
+        own.or_else(between).unwrap_or(otherwise)
     }
 
     /// Makes the links between two regions, in both directions, what they are to be.
@@ -163,13 +236,20 @@ impl Topology {
         ways.enumerate().flat_map(of_peer).collect()
     }
 
+    /// Returns the number of a region.
+    #[must_use]
+    pub fn region_of(&self, name: &str) -> Option<u16> {
+        let at = self.names.iter().position(|region| region == name)?;
+        u16::try_from(at).ok()
+    }
+
     /// Returns the name of each peer's region, where peers have regions.
     #[must_use]
-    pub fn region_names(&self) -> Vec<&'static str> {
-        if self.between.is_empty() {
+    pub fn region_names(&self) -> Vec<&str> {
+        if self.names.is_empty() {
             return Vec::new();
         }
-        let name = |region: &u16| REGIONS.get(usize::from(*region)).copied().unwrap_or_default();
+        let name = |region: &u16| self.names.get(usize::from(*region)).map_or("", String::as_str);
         self.regions.iter().map(name).collect()
     }
 }
@@ -194,7 +274,7 @@ fn ways(seed: Seed, shape: &Shape, peers: usize) -> Option<Vec<BTreeSet<usize>>>
         }
     };
     match shape {
-        Shape::Full | Shape::Geographic => return None,
+        Shape::Full | Shape::Geographic | Shape::Custom(_) => return None,
         Shape::Line => (1..peers).for_each(|n| join(n - 1, n)),
         Shape::Ring => (0..peers).for_each(|n| join(n, (n + 1) % peers)),
         Shape::Grid => {

@@ -3,9 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
 
-use hyperfabric_sim::real::{self, Delivery, PlayReport, RealError};
+use hyperfabric_sim::conditions::Conditions;
+use hyperfabric_sim::real::{self, Delivery, PlayReport, RealConfig, RealError};
 use hyperfabric_sim::scenario::Scenario;
+use hyperfabric_sim::seed::Seed;
+use hyperfabric_sim::topology::{CustomSpec, Shape, Topology};
 
 /// The most connections that a peer may hold.
 const DEGREE_MAX: u64 = 32;
@@ -188,4 +193,126 @@ fn the_command_carries_out_a_file_and_says_where_a_bad_one_is_wrong() {
     );
     let said = error(&["run", "--scenario", "chrun"]);
     assert!(said.contains("churn, flash-crowd"), "{said}");
+}
+
+const OFFICE: &str = include_str!("../topologies/office.toml");
+
+#[test]
+fn a_topology_file_drives_real_nodes_and_virtual_time_and_who_cannot_be_dialled_is_met_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = file(folder.path(), "office.toml", OFFICE);
+    let good = good.to_str().unwrap();
+    let output = sim(&[
+        "run",
+        "--json",
+        "--topology-file",
+        good,
+        "--messages",
+        "40",
+        "--transfers",
+        "4",
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["peers"], &report["know_all"]),
+        (&5.into(), &5.into()),
+        "{report}"
+    );
+    assert_eq!(report["delivery_ratio"], 1.0, "{report}");
+    let output = sim(&["scale", "--json", "--topology-file", good]);
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["peers"], &report["joined"]),
+        (&5.into(), &true.into()),
+        "{report}"
+    );
+
+    let error = |command, text: &str| {
+        let bad = file(folder.path(), "bad.toml", text);
+        let output = sim(&[command, "--topology-file", bad.to_str().unwrap()]);
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let unknown = OFFICE.replace("desk-2\"]", "desk-9\"]");
+    let said = error("run", &unknown);
+    assert!(
+        said.contains("[[way]] number 1") && said.contains("desk-9"),
+        "{said}"
+    );
+    let uneven = OFFICE.replace("[\"15ms\", \"10ms\", \"1ms\"]", "[\"99ms\", \"10ms\", \"1ms\"]");
+    let said = error("scale", &uneven);
+    assert!(said.contains("cloud") && said.contains("home"), "{said}");
+}
+
+#[test]
+fn a_scenario_with_a_topology_of_its_own_cuts_off_a_region_of_it_and_all_agree_afterwards() {
+    let custom = OFFICE
+        .replace("[link]", "[topology.link]")
+        .replace("[regions]", "[topology.regions]");
+    let custom = custom
+        .replace("[[node]]", "[[topology.node]]")
+        .replace("[[way]]", "[[topology.way]]");
+    let text = format!(
+        r#"
+        intent = "An office is cut off, one way, and comes back."
+        peers = 5
+        join_within = "500ms"
+        lasts = "22s"
+        [[fault]]
+        kind = "partition"
+        at = "3s"
+        lasts = "14s"
+        region = "office"
+        way = "inward"
+        [[load]]
+        kind = "transfers"
+        at = "1s"
+        within = "15s"
+        count = 8
+        size = "300kB"
+        [topology]
+        shape = "custom"
+        {custom}
+        "#
+    );
+    let report = play(&text);
+    assert_eq!(report.violations, [], "{report:#?}");
+    assert_eq!(report.transfers.arrived, report.transfers.sent, "{report:#?}");
+    assert!(report.datagrams.partitioned > 0, "{report:#?}");
+    let more = text.replace("peers = 5", "peers = 6");
+    let error = Scenario::parse(&more, Path::new("x.toml"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("5 nodes") && error.contains("6 peers"), "{error}");
+}
+
+#[test]
+fn who_knows_only_peers_that_nobody_can_dial_does_not_get_in() {
+    let nodes = "[[node]]\nname = 'server'\n[[node]]\nname = 'laptop'\ncount = 2\ndialled_by = 'nobody'\n";
+    let spec: CustomSpec = toml::from_str(nodes).unwrap();
+    let shape = Shape::Custom(Arc::new(spec.resolve().unwrap()));
+    let topology = Topology::new(Seed(1), &shape, 3, Conditions::default(), 0);
+    let config = |contacts: [Vec<usize>; 3]| RealConfig {
+        seed: 1,
+        contacts: contacts.to_vec(),
+        links: real::topology_links(&topology, topology.base),
+        messages: 0,
+        transfers: 0,
+        transfer_bytes: 0,
+        messages_at_once: 1,
+        transfers_at_once: 1,
+        limit: Duration::from_secs(6),
+    };
+    // The server dials a laptop that lets nobody in and knows nobody itself.
+    let report = real::run(&config([vec![1], vec![], vec![0]]), &|_| {}).unwrap();
+    assert_eq!(report.know_all, 0, "{report:#?}");
+    assert!(report.datagrams.unasked > 0, "{report:#?}");
+    // One laptop knows only the other one.
+    let report = real::run(&config([vec![], vec![0], vec![1]]), &|_| {}).unwrap();
+    assert_eq!(report.know_all, 0, "{report:#?}");
+    assert!(report.datagrams.partitioned > 0, "{report:#?}");
+    let report = real::run(&config([vec![], vec![0], vec![0]]), &|_| {}).unwrap();
+    assert_eq!(report.know_all, 3, "{report:#?}");
 }

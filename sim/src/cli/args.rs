@@ -75,6 +75,9 @@ pub(crate) struct ScaleArgs {
     /// Who can reach whom
     #[arg(long, value_enum, default_value_t = Topology::Full)]
     pub(crate) topology: Topology,
+    /// A topology from a file: nodes, regions and the latencies between them, single links, who can dial whom
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["topology", "peers", "scenario"])]
+    pub(crate) topology_file: Option<PathBuf>,
     /// Over how long the starts of the peers are spread
     #[arg(long, default_value = "10s", value_name = "TIME")]
     pub(crate) join_within: Span,

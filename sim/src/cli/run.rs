@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -12,7 +12,7 @@ use hyperfabric_sim::real::{self, Delivery, Phase, PlayReport, Progress, RealCon
 use hyperfabric_sim::report::real_page;
 use hyperfabric_sim::scenario::Scenario;
 use hyperfabric_sim::seed::Seed;
-use hyperfabric_sim::topology::{Shape, Topology};
+use hyperfabric_sim::topology::{CustomSpec, Shape, Topology};
 use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
 
 use super::args::Topology as ShapeArg;
@@ -26,6 +26,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   hyperfabric-sim run --peers 20
   hyperfabric-sim run --peers 200 --topology small-world --latency 10..500ms --loss 1%
   hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json
+  hyperfabric-sim run --topology-file office.toml --messages 100
   hyperfabric-sim run --scenario churn --peers 20
   hyperfabric-sim run --scenario my-office.toml --json";
 
@@ -42,6 +43,9 @@ pub(crate) struct RunArgs {
     /// Whom peers know at their start; whoever knows another one's address can reach it
     #[arg(long, value_enum, default_value_t = ShapeArg::SmallWorld)]
     topology: ShapeArg,
+    /// A topology from a file: nodes, regions and the latencies between them, single links, who can dial whom
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["topology", "peers", "latency", "scenario"])]
+    topology_file: Option<PathBuf>,
     /// How far peers are apart, one way: a time, or a range of which each pair gets its own, such as 10..500ms [default: 5..50ms]
     #[arg(long, value_name = "TIME")]
     latency: Option<LatencyRange>,
@@ -78,7 +82,14 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
     if let Some(file_or_name) = &args.scenario {
         return scenario(file_or_name, args, json);
     }
-    let peers = args.peers.unwrap_or(PEERS) as usize;
+    let (shape, peers) = match &args.topology_file {
+        Some(path) => {
+            let custom = CustomSpec::read(path)?.resolve()?;
+            let nodes = custom.len();
+            (Shape::Custom(Arc::new(custom)), nodes)
+        }
+        None => (args.topology.shape(), args.peers.unwrap_or(PEERS) as usize),
+    };
     let latency = args.latency.unwrap_or(LatencyRange::DEFAULT);
     let base = Conditions {
         jitter: args.jitter.0,
@@ -89,9 +100,11 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
         bytes_per_second: args.rate.map_or(0, |rate| rate.0),
         ..Conditions::constant(latency.low, 0)
     };
-    let (seed, shape) = (Seed(args.seed), args.topology.shape());
+    let seed = Seed(args.seed);
     let topology = Topology::new(seed, &shape, peers, base, 0);
-    let links = if shape == Shape::Geographic {
+    let links = if args.topology_file.is_some() {
+        real::topology_links(&topology, topology.base)
+    } else if shape == Shape::Geographic {
         ensure!(
             args.latency.is_none(),
             "--latency and --topology geographic both say how far peers are apart: leave one out"

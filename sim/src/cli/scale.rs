@@ -1,14 +1,15 @@
 //! The command `scale`: a mesh of many peers, or a scenario, and what it costs this machine.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hyperfabric_sim::conditions::Conditions;
 use hyperfabric_sim::report::scenario_page;
 use hyperfabric_sim::run::{Run, RunReport, rss_bytes};
 use hyperfabric_sim::scale::{Scale, ScaleConfig, ScaleReport};
 use hyperfabric_sim::scenario::Scenario;
-use hyperfabric_sim::topology::Shape;
+use hyperfabric_sim::topology::{CustomSpec, Shape};
 use hyperfabric_sim::world::WorldOptions;
 use serde::Serialize;
 
@@ -108,9 +109,22 @@ fn run_scenario(scenario: Scenario, args: &ScaleArgs, json: bool) -> Result<bool
 
 fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
     let begin = Instant::now();
-    let shape = args.topology.shape();
+    let (shape, peers) = match &args.topology_file {
+        Some(path) => {
+            let custom = CustomSpec::read(path)?.resolve()?;
+            if let Some((a, b)) = custom.uneven() {
+                bail!(
+                    "regions.latency: between {a:?} and {b:?} packets travel longer in one direction than in the \
+                     other, which virtual time cannot do: make both the same, or use `run`"
+                );
+            }
+            let nodes = custom.len();
+            (Shape::Custom(Arc::new(custom)), nodes)
+        }
+        None => (args.topology.shape(), args.peers.unwrap_or(PEERS) as usize),
+    };
     let config = ScaleConfig {
-        peers: args.peers.unwrap_or(PEERS) as usize,
+        peers,
         seed: args.seed,
         tickets: matches!(shape, Shape::Full | Shape::Geographic),
         shape,

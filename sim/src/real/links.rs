@@ -8,7 +8,7 @@ use hyperfabric_mesh::wire::{Bursts, Impairment, JitterShape};
 
 use super::LinkTable;
 use crate::conditions::{Conditions, Latency, Loss};
-use crate::scenario::{Scenario, region_of};
+use crate::scenario::Scenario;
 use crate::seed::{Seed, Stream};
 use crate::topology::Topology;
 
@@ -70,15 +70,25 @@ pub fn spread_links(seed: Seed, latency: RangeInclusive<Duration>, base: Conditi
     })
 }
 
-/// Links between the regions of a topology, and `base` where it has none.
+/// The links of a topology, and `base` where it has none; who has no way to another one hears nothing from there, and who
+/// cannot be dialled takes answers only. What a latency varies reorders nothing, as in virtual time: spread over tens of
+/// milliseconds it would otherwise look like loss to QUIC, datagram after datagram.
+#[must_use]
+pub fn topology_links(topology: &Topology, base: Conditions) -> LinkTable {
+    let topology = topology.clone();
+    let reach = topology.reach.clone();
+    let links = LinkTable::new(move |from, to| Impairment {
+        keeps_order: true,
+        ..impairment(topology.conditions(from, to, &base))
+    });
+    links.with_reach(reach)
+}
+
+/// Links between the regions of a topology, and `base` where it has none; everyone can dial everyone.
 #[must_use]
 pub fn region_links(topology: &Topology, base: Conditions) -> LinkTable {
-    let (regions, between) = (topology.regions.clone(), topology.between.clone());
-    LinkTable::new(move |from, to| {
-        let region = |peer: usize| regions.get(peer).map_or(0, |region| usize::from(*region));
-        let own = between.get(region(from)).and_then(|row| row.get(region(to)));
-        impairment(own.unwrap_or(&base))
-    })
+    let topology = topology.clone();
+    LinkTable::new(move |from, to| impairment(topology.conditions(from, to, &base)))
 }
 
 /// The links of a scenario: those of its topology, and between two regions what it says of them.
@@ -87,25 +97,25 @@ pub fn scenario_links(scenario: &Scenario, topology: &Topology) -> LinkTable {
     let mut topology = topology.clone();
     for between in &scenario.between {
         let (a, b) = &between.regions;
-        if let (Some(a), Some(b)) = (region_of(a), region_of(b)) {
+        if let (Some(a), Some(b)) = (topology.region_of(a), topology.region_of(b)) {
             topology.set_between(a, b, between.link.conditions());
         }
     }
-    region_links(&topology, scenario.link.conditions())
+    topology_links(&topology, topology.base)
 }
 
 /// Whom each peer is told of at its start: some of those before it that it has a way to. The first of all is told of
-/// nobody, and whoever has no way to one before it is told of the first.
+/// nobody; whoever has no way to one before it is told of some after it, and of the first if there are none.
 #[must_use]
 pub fn contacts(topology: &Topology, peers: usize) -> Vec<Vec<usize>> {
     let told = |peer: usize| {
-        let before = (0..peer).rev().filter(|other| topology.reach.dials(peer, *other));
-        let some: Vec<usize> = before.take(CONTACTS_MAX).collect();
-        if some.is_empty() && peer > 0 {
-            vec![0]
-        } else {
-            some
+        let dials = |other: &usize| topology.reach.dials(peer, *other);
+        let some: Vec<usize> = (0..peer).rev().filter(dials).take(CONTACTS_MAX).collect();
+        if !some.is_empty() || peer == 0 {
+            return some;
         }
+        let later: Vec<usize> = (peer + 1..peers).filter(dials).take(CONTACTS_MAX).collect();
+        if later.is_empty() { vec![0] } else { later }
     };
     (0..peers).map(told).collect()
 }

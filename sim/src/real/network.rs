@@ -13,18 +13,49 @@ use crate::topology::Reach;
 
 /// How the link from one peer to another behaves, by their places.
 #[derive(Clone)]
-pub struct LinkTable(Arc<dyn Fn(usize, usize) -> Impairment + Send + Sync>);
+pub struct LinkTable {
+    conditions: Arc<dyn Fn(usize, usize) -> Impairment + Send + Sync>,
+    reach: Arc<Reach>,
+}
 
 impl LinkTable {
     /// Asks `conditions` with the places of sender and receiver.
     pub fn new(conditions: impl Fn(usize, usize) -> Impairment + Send + Sync + 'static) -> Self {
-        Self(Arc::new(conditions))
+        Self {
+            conditions: Arc::new(conditions),
+            reach: Arc::default(),
+        }
+    }
+
+    /// Says who can dial whom; without this, everyone can dial everyone.
+    #[must_use]
+    pub fn with_reach(self, reach: Reach) -> Self {
+        let reach = Arc::new(reach);
+        Self { reach, ..self }
+    }
+
+    /// Tells whether one of two peers can dial the other.
+    #[must_use]
+    pub fn connects(&self, a: usize, b: usize) -> bool {
+        self.reach.dials(a, b) || self.reach.dials(b, a)
     }
 
     /// The conditions from one peer to another.
     #[must_use]
     pub fn ask(&self, from: usize, to: usize) -> Impairment {
-        (self.0)(from, to)
+        let own = (self.conditions)(from, to);
+        let (out, back) = (self.reach.dials(from, to), self.reach.dials(to, from));
+        let partition = if out || back {
+            own.partition
+        } else {
+            // Each direction is cut where it begins.
+            Partition::All(Cut::Outgoing)
+        };
+        Impairment {
+            partition,
+            answers_only: out && !back,
+            ..own
+        }
     }
 }
 
@@ -80,7 +111,6 @@ impl Side {
 #[derive(Debug)]
 struct State {
     links: LinkTable,
-    reach: Reach,
     sides: BTreeMap<usize, Side>,
     pairs: BTreeSet<(usize, usize)>,
     dead: BTreeSet<usize>,
@@ -89,23 +119,17 @@ struct State {
 impl State {
     /// How the wire of `from` treats what it sends to `to`, and what comes from there.
     fn ask(&self, from: usize, to: usize) -> Impairment {
-        let (out, back) = (self.reach.dials(from, to), self.reach.dials(to, from));
+        let own = self.links.ask(from, to);
         let stopped = self.pairs.contains(&(from.min(to), from.max(to)))
-            || self.sides.values().any(|side| side.stops(from, to))
-            || !(out || back);
+            || self.sides.values().any(|side| side.stops(from, to));
         let partition = if self.dead.contains(&from) {
             Partition::All(Cut::Both)
         } else if stopped {
-            // Each direction is cut where it begins.
             Partition::All(Cut::Outgoing)
         } else {
-            Partition::None
+            own.partition
         };
-        Impairment {
-            partition,
-            answers_only: out && !back,
-            ..self.links.ask(from, to)
-        }
+        Impairment { partition, ..own }
     }
 }
 
@@ -117,12 +141,11 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(links: LinkTable, reach: Reach) -> Self {
+    pub(super) fn new(links: LinkTable) -> Self {
         Self {
             sockets: Sockets::default(),
             state: Arc::new(RwLock::new(State {
                 links,
-                reach,
                 sides: BTreeMap::new(),
                 pairs: BTreeSet::new(),
                 dead: BTreeSet::new(),
@@ -202,7 +225,7 @@ impl Network {
     /// Tells whether one of two peers can dial the other, when nothing has failed.
     pub(super) fn can_connect(&self, a: usize, b: usize) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.reach.dials(a, b) || state.reach.dials(b, a)
+        state.links.connects(a, b)
     }
 }
 
@@ -216,8 +239,7 @@ mod tests {
     fn state(shape: &Shape, hidden_ppm: u32) -> State {
         let topology = Topology::new(Seed(1), shape, 20, Conditions::default(), hidden_ppm);
         State {
-            links: LinkTable::new(|_, _| Impairment::default()),
-            reach: topology.reach,
+            links: LinkTable::new(|_, _| Impairment::default()).with_reach(topology.reach),
             sides: BTreeMap::new(),
             pairs: BTreeSet::new(),
             dead: BTreeSet::new(),

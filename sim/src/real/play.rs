@@ -133,7 +133,7 @@ impl Play {
         let link = scenario.link.conditions();
         let (shape, hidden_ppm) = scenario.topology.shape();
         let topology = Topology::new(Seed(seed), &shape, scenario.peers_in_all(), link, hidden_ppm);
-        let network = Network::new(scenario_links(&scenario, &topology), topology.reach.clone());
+        let network = Network::new(scenario_links(&scenario, &topology));
         let bed = Testbed::new()?;
         let (folder, founder) = bed.found(deeds::MESH, &crate::scale::name_of(0))?;
         let (tell, heard) = mpsc::channel(HEARD_MAX);

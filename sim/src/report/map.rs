@@ -64,12 +64,11 @@ pub(super) fn map(
             .child(element("title").text(format_args!("p{peer}{region}")))
     });
     let mut names = Vec::new();
-    for (name, (x, y)) in REGIONS.iter().zip(PLACES) {
-        let count = regions.iter().filter(|region| *region == name).count();
-        if count > 0 {
-            let below = SUNFLOWER_STEP * (count.min(PEERS_DRAWN_MAX) as f64).sqrt() + 16.0;
-            names.push(text("text", "middle", name).at([("x", x), ("y", y + below)]));
-        }
+    for (number, name) in distinct(regions).into_iter().enumerate() {
+        let (x, y) = centre(name, number);
+        let count = regions.iter().filter(|region| **region == name).count();
+        let below = SUNFLOWER_STEP * (count.min(PEERS_DRAWN_MAX) as f64).sqrt() + 16.0;
+        names.push(text("text", "middle", name).at([("x", x), ("y", y + below)]));
     }
     let drawing = element("svg")
         .with("viewBox", format_args!("0 0 {WIDTH} {HEIGHT}"))
@@ -96,15 +95,46 @@ fn circle(peers: usize) -> Vec<(f64, f64, usize)> {
     (0..peers).map(place).collect()
 }
 
+/// The regions that there are, in the order in which they first appear.
+fn distinct<'a>(regions: &[&'a str]) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for name in regions {
+        if !names.contains(name) {
+            names.push(*name);
+        }
+    }
+    names
+}
+
+/// Where a region's peers are drawn: on the map of the world, or, for one that is not there, in its turn on a circle.
+fn centre(name: &str, number: usize) -> (f64, f64) {
+    match REGIONS.iter().position(|region| *region == name) {
+        Some(region) => PLACES[region],
+        None => {
+            let angle = GOLDEN_ANGLE * number as f64;
+            (
+                WIDTH / 2.0 + RADIUS * angle.sin(),
+                HEIGHT / 2.0 - 0.75 * RADIUS * angle.cos(),
+            )
+        }
+    }
+}
+
 fn clusters(regions: &[&str]) -> Vec<(f64, f64, usize)> {
-    let mut placed = [0u32; REGIONS.len()];
+    let names = distinct(regions);
+    let mut placed = vec![0u32; names.len()];
     let place = |name: &&str| {
-        let region = REGIONS.iter().position(|region| region == name).unwrap_or(0);
-        let number = f64::from(placed[region]);
-        placed[region] += 1;
-        let (distance, angle) = (SUNFLOWER_STEP * (number + 0.5).sqrt(), GOLDEN_ANGLE * number);
-        let (x, y) = PLACES[region];
-        (x + distance * angle.cos(), y + distance * angle.sin(), region)
+        let number = names.iter().position(|region| region == name).unwrap_or(0);
+        let turn = f64::from(placed[number]);
+        placed[number] += 1;
+        let (distance, angle) = (SUNFLOWER_STEP * (turn + 0.5).sqrt(), GOLDEN_ANGLE * turn);
+        let (x, y) = centre(name, number);
+        let color = REGIONS.iter().position(|region| region == name).unwrap_or(number);
+        (
+            x + distance * angle.cos(),
+            y + distance * angle.sin(),
+            color % COLORS.len(),
+        )
     };
     regions.iter().map(place).collect()
 }

@@ -45,7 +45,7 @@ pub fn scenario_page(report: &RunReport, recording: &Recording) -> String {
         "The mesh",
         what,
         report.peers,
-        &recording.regions,
+        &recording.regions.iter().map(String::as_str).collect::<Vec<_>>(),
         &recording.lines,
     );
     sections.push(section("Who and where", [plots(vec![mesh])]));

@@ -11,7 +11,7 @@ use hyperfabric_protocol::{Instant, NodeId, TransferId};
 use super::plan::{Deed, transfer_draws, victim_draws};
 use super::{Asked, DEADLINE, Run, Sent};
 use crate::scale::{name_of, register};
-use crate::scenario::{Fault, Load, Scenario, Way, region_of};
+use crate::scenario::{Fault, Load, Scenario, Way};
 use crate::seed::Draws;
 use crate::world::{Direction, Disk, PeerIndex, PeerOptions};
 
@@ -223,7 +223,7 @@ impl Run {
     }
 
     fn cut_off(&mut self, number: usize, share_ppm: u32, region: Option<&str>, way: Way, draws: &mut Draws) {
-        let region = region.and_then(region_of);
+        let region = region.and_then(|name| self.topology.region_of(name));
         let total = self.scenario.peers_in_all();
         let side: Vec<bool> = (0..total)
             .map(|peer| match region {

@@ -67,7 +67,7 @@ pub struct Recording {
     /// In any order.
     pub transfers: Vec<TransferSpan>,
     /// The region of each peer, where peers have regions.
-    pub regions: Vec<&'static str>,
+    pub regions: Vec<String>,
     /// Pairs of peers: the ways that there are, or who was connected in the end where everyone has a way to everyone.
     pub lines: Vec<(usize, usize)>,
     /// Whether lines are ways.
@@ -213,7 +213,12 @@ impl Run {
             samples: recorder.samples.clone(),
             faults: recorder.struck.iter().filter_map(fault).collect(),
             transfers: transfers.collect(),
-            regions: self.topology.region_names(),
+            regions: self
+                .topology
+                .region_names()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
             lines: if lines_are_ways {
                 self.topology.pairs()
             } else {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Fault, Load, Scenario, ScenarioError};
+use super::{Fault, Load, Scenario, ScenarioError, TopologySpec};
 
 /// The scenarios that come with the program.
 const NAMED: [(&str, &str); 5] = [
@@ -73,6 +73,15 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError::Mode`] names the key.
     pub fn check_virtual(&self) -> Result<(), ScenarioError> {
+        if let TopologySpec::Custom(spec) = &self.topology
+            && let Ok(custom) = spec.resolve()
+            && let Some((a, b)) = custom.uneven()
+        {
+            return Err(ScenarioError::Mode {
+                key: format!("topology.regions.latency, between {a:?} and {b:?}"),
+                reason: "in virtual time packets travel equally long in both directions: make it so, or use `run`",
+            });
+        }
         let messages = |load: &Load| matches!(load, Load::Messages { .. });
         match self.loads.iter().position(messages) {
             Some(at) => Err(ScenarioError::Mode {

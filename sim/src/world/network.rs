@@ -1,6 +1,6 @@
 //! Who can reach whom, and over what: regions, classes of links, partitions, and who can be dialled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{PeerIndex, World};
 use crate::conditions::Conditions;
@@ -37,6 +37,8 @@ pub(super) struct Network {
     /// The class between two regions.
     between: Vec<Vec<u16>>,
     region: Vec<u16>,
+    /// The classes of single pairs, the lower number first.
+    links: BTreeMap<(usize, usize), u16>,
     reach: Option<Reach>,
     cuts: Vec<Cut>,
     pairs: BTreeSet<(PeerIndex, PeerIndex)>,
@@ -49,6 +51,7 @@ impl Network {
             classes: vec![conditions],
             between: Vec::new(),
             region: Vec::new(),
+            links: BTreeMap::new(),
             reach: None,
             cuts: Vec::new(),
             pairs: BTreeSet::new(),
@@ -60,27 +63,32 @@ impl Network {
         self.region = region;
         self.between.clear();
         for row in between {
-            let mut classes = Vec::with_capacity(row.len());
-            for conditions in row {
-                let class = self
-                    .classes
-                    .iter()
-                    .position(|c| *c == conditions)
-                    .unwrap_or_else(|| {
-                        self.classes.push(conditions);
-                        self.classes.len() - 1
-                    });
-                classes.push(u16::try_from(class).unwrap_or(0));
-            }
+            let classes = row.into_iter().map(|conditions| self.class_of(conditions));
+            let classes = classes.collect();
             self.between.push(classes);
         }
+    }
+
+    /// Returns the class of links that behave like this.
+    fn class_of(&mut self, conditions: Conditions) -> u16 {
+        let known = self.classes.iter().position(|class| *class == conditions);
+        let class = known.unwrap_or_else(|| {
+            self.classes.push(conditions);
+            self.classes.len() - 1
+        });
+        u16::try_from(class).unwrap_or(0)
     }
 
     /// Returns the class of the link between two peers.
     pub(super) fn class(&self, a: PeerIndex, b: PeerIndex) -> u16 {
         let region = |peer: PeerIndex| self.region.get(peer.0).map(|r| usize::from(*r));
         let class = || self.between.get(region(a)?)?.get(region(b)?).copied();
-        class().unwrap_or(0)
+        let own = if self.links.is_empty() {
+            None
+        } else {
+            self.links.get(&(a.0.min(b.0), a.0.max(b.0))).copied()
+        };
+        own.or_else(class).unwrap_or(0)
     }
 
     pub(super) fn conditions(&self, class: u16) -> &Conditions {
@@ -133,6 +141,11 @@ impl World {
     pub fn set_topology(&mut self, topology: &Topology) {
         self.network
             .set_regions(topology.regions.clone(), topology.between.clone());
+        self.network.classes[0] = topology.base;
+        let links = topology.links.iter();
+        self.network.links = links
+            .map(|(pair, conditions)| (*pair, self.network.class_of(*conditions)))
+            .collect();
         self.network.reach = Some(topology.reach.clone());
         self.network_changed();
     }

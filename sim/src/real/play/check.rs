@@ -234,8 +234,8 @@ mod tests {
 
     fn found(shape: &Shape, views: &[View], strangers: &[u8], checks: &mut Checks) -> Vec<String> {
         let topology = Topology::new(Seed(1), shape, 8, Conditions::default(), 0);
-        let links = LinkTable::new(|_, _| Impairment::default());
-        let network = Network::new(links, topology.reach);
+        let links = LinkTable::new(|_, _| Impairment::default()).with_reach(topology.reach);
+        let network = Network::new(links);
         let strangers = strangers.iter().copied().map(peer).collect();
         checks.end(Moment(0), &network, views, &strangers, &BTreeSet::new());
         let found = checks.findings().all().iter();

@@ -20,7 +20,7 @@ use crate::real::testbed::LabError;
 use crate::run::deeds::{CONTACTS, SEND_AGAIN, SEND_TRIES, VALID};
 use crate::run::plan::{Deed, transfer_draws, victim_draws};
 use crate::scale::name_of;
-use crate::scenario::{Fault, Load, region_of};
+use crate::scenario::{Fault, Load};
 use crate::seed::{Draws, Stream};
 use crate::world::PeerIndex;
 
@@ -33,6 +33,8 @@ const FORGOTTEN: Duration = Duration::from_secs(12);
 const LOOK_FOR: Duration = Duration::from_secs(30);
 /// How long its sender waits for the answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// When its sender gives a transfer up: in real time nobody waits for peers that have no way to each other.
+const GIVES_UP: Duration = Duration::from_secs(120);
 /// The streams of what a crash leaves behind begin here.
 const CRASH_STREAM: u64 = 3_000_000;
 
@@ -200,7 +202,7 @@ impl Play {
             Fault::Partition {
                 share, region, way, ..
             } => {
-                let region = region.as_deref().and_then(region_of);
+                let region = region.as_deref().and_then(|name| self.topology.region_of(name));
                 let side = (0..self.scenario.peers_in_all()).map(|place| match region {
                     Some(region) => self.topology.regions.get(place) == Some(&region),
                     None => draws.happens(share.0),
@@ -337,7 +339,7 @@ impl Play {
                     bytes: usize::try_from(size.0).unwrap_or(usize::MAX),
                     seed: self.seed.0,
                     wait: SEND_AGAIN * SEND_TRIES,
-                    timeout: self.time_left(),
+                    timeout: self.time_left().min(GIVES_UP),
                 };
                 if let Some(task) = self.ledger.send(order, &self.bed, &self.sites) {
                     self.tasks.push(task.map(Done::Begun).boxed());
