@@ -6,6 +6,8 @@ mod calibrate;
 #[cfg(feature = "real")]
 mod run;
 mod scale;
+#[cfg(feature = "real")]
+mod simulate;
 
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;
@@ -41,6 +43,10 @@ fn run(cli: &Cli) -> Result<bool> {
         Command::Run(args) => run::run(args, cli.json),
         #[cfg(feature = "real")]
         Command::Calibrate(args) => calibrate::run(args, cli.json),
+        #[cfg(feature = "real")]
+        Command::Conditions(args) => simulate::conditions(args, cli.json),
+        #[cfg(feature = "real")]
+        Command::LoadTest(args) => simulate::load_test(args, cli.json),
         Command::Scale(args) => scale::run(args, cli.json),
         Command::Replay { seed } => replay(*seed, cli.json),
         Command::Swarm(args) => swarm(args, cli.json),

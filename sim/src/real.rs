@@ -10,6 +10,7 @@ mod load;
 mod measure;
 mod network;
 mod play;
+mod simulate;
 pub mod testbed;
 
 use std::sync::Arc;
@@ -26,6 +27,10 @@ pub use links::{contacts, impairment, region_links, scenario_links, spread_links
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;
 pub use play::{PlayReport, play};
+pub use simulate::{
+    ConditionsReport, LOAD_MESSAGES_MAX, LoadOptions, LoadReport, NetworkConditions, PAIRS_PER_PEER_MAX,
+    SimulationSize, UNDER_WAY_MAX, load_test, simulate_conditions,
+};
 pub use testbed::LabError;
 
 use lab::Lab;
@@ -83,6 +88,19 @@ pub enum RealError {
     /// A peer ended by itself.
     #[error("peer {0} has ended")]
     Ended(usize),
+    /// So many connections cannot be had.
+    #[error("{connections} connections: {peers} peers hold between 1 and {most} with another pair each")]
+    Connections {
+        /// How many were asked for.
+        connections: usize,
+        /// Between how many peers.
+        peers: usize,
+        /// How many they can have.
+        most: usize,
+    },
+    /// A load test sends nothing, or too much.
+    #[error("{0} messages are not between 1 and {LOAD_MESSAGES_MAX}")]
+    Messages(u64),
     /// The scenario cannot be carried out by real nodes.
     #[error(transparent)]
     Scenario(#[from] ScenarioError),
@@ -111,6 +129,8 @@ pub enum Phase {
     Messages,
     /// Transfers that have ended.
     Transfers,
+    /// Seconds of a load test.
+    Load,
     /// Seconds of a scenario.
     Scenario,
     /// Seconds after a scenario, until the mesh is quiet.

@@ -34,6 +34,13 @@ const SIZES: &[(&str, u64)] = &[
     ("MiB", 1 << 20),
     ("GiB", 1 << 30),
 ];
+const BIT_RATES: &[(&str, u64)] = &[
+    ("bps", 1),
+    ("kbps", 1_000),
+    ("Mbps", 1_000_000),
+    ("Gbps", 1_000_000_000),
+];
+const RATES: &str = "rate (kB/s, MB/s, MiB/s, kbps, Mbps, Gbps)";
 const SHARES: &[(&str, u64)] = &[("%", 10_000), ("ppm", 1)];
 
 /// Reads a decimal number with a unit, exactly: a float would round.
@@ -104,9 +111,12 @@ impl std::str::FromStr for Bytes {
 impl std::str::FromStr for Rate {
     type Err = UnitError;
     fn from_str(text: &str) -> Result<Self, UnitError> {
+        if text.trim().ends_with("bps") {
+            return parse(text, BIT_RATES, RATES).map(|bits| Self(bits / 8));
+        }
         let size = text.trim().strip_suffix("/s");
-        let size = size.ok_or_else(|| UnitError::Unit(text.to_owned(), "rate (kB/s, MB/s, MiB/s)"))?;
-        parse(size, SIZES, "rate (kB/s, MB/s, MiB/s)").map(Self)
+        let size = size.ok_or_else(|| UnitError::Unit(text.to_owned(), RATES))?;
+        parse(size, SIZES, RATES).map(Self)
     }
 }
 
@@ -162,6 +172,7 @@ mod tests {
         assert_eq!("1.5s".parse(), Ok(Span(Duration::from_millis(1500))));
         assert_eq!("0.1%".parse(), Ok(Share(1_000)));
         assert_eq!("20MB/s".parse(), Ok(Rate(20_000_000)));
+        assert_eq!("100Mbps".parse(), Ok(Rate(12_500_000)));
         assert_eq!("10 MiB".parse(), Ok(Bytes(10 << 20)));
         for span in [Span(Duration::from_micros(1)), Span(Duration::from_secs(7200))] {
             assert_eq!(span.to_string().parse(), Ok(span));

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyperfabric_sim::conditions::Conditions;
-use hyperfabric_sim::real::{self, Delivery, PlayReport, RealConfig, RealError};
+use hyperfabric_sim::real::{
+    self, Delivery, LoadOptions, NetworkConditions, PlayReport, RealConfig, RealError,
+};
 use hyperfabric_sim::scenario::Scenario;
 use hyperfabric_sim::seed::Seed;
 use hyperfabric_sim::topology::{CustomSpec, Shape, Topology};
+use hyperfabric_sim::units::{Rate, Share};
 
 /// The most connections that a peer may hold.
 const DEGREE_MAX: u64 = 32;
@@ -286,6 +289,91 @@ fn a_scenario_with_a_topology_of_its_own_cuts_off_a_region_of_it_and_all_agree_a
         .unwrap_err()
         .to_string();
     assert!(error.contains("5 nodes") && error.contains("6 peers"), "{error}");
+}
+
+#[test]
+fn conditions_that_are_asked_for_are_those_that_the_mesh_meets() {
+    let arguments = [
+        "--latency",
+        "20..40ms",
+        "--loss",
+        "2%",
+        "--bandwidth",
+        "40Mbps",
+        "--peers",
+        "4",
+    ];
+    let output = sim(&[&["conditions", "--json"], &arguments[..]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let lost = number(&report["lost_ppm"]);
+    assert!((10_000.0..30_000.0).contains(&lost), "{report}");
+    assert!(
+        number(&report["messages"]["milliseconds"]["p50"]) >= 40.0,
+        "{report}"
+    );
+    let rate = number(&report["transfer_bytes_per_second"]);
+    assert!(rate > 50_000.0 && rate <= 5_000_000.0, "{report}");
+    let ends = sim(&["conditions", "--latency", "40..20ms"]);
+    assert_eq!(ends.status.code(), Some(2), "{ends:?}");
+}
+
+#[test]
+fn a_load_test_delivers_what_is_asked_over_as_many_connections_and_says_what_it_cost() {
+    let arguments = [
+        "--connections",
+        "12",
+        "--rate",
+        "100",
+        "--duration",
+        "3s",
+        "--peers",
+        "6",
+    ];
+    let output = sim(&[&["load-test", "--json"], &arguments[..]].concat());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success(), "{report}");
+    let number = |key: &str| report[key].as_f64().unwrap();
+    assert_eq!(
+        (number("connections"), number("connected")),
+        (12.0, 12.0),
+        "{report}"
+    );
+    assert!(
+        (290..=300).contains(&report["messages"]["sent"].as_u64().unwrap()),
+        "{report}"
+    );
+    assert_eq!(
+        report["messages"]["sent"], report["messages"]["arrived"],
+        "{report}"
+    );
+    assert!(
+        number("rate_achieved") > 80.0 && number("cpu") > 0.0 && number("rss_bytes") > 1e6,
+        "{report}"
+    );
+    let many = sim(&["load-test", "--connections", "16", "--peers", "6"]);
+    let said = String::from_utf8_lossy(&many.stderr).into_owned();
+    assert!(said.contains("between 1 and 15"), "{said}");
+}
+
+#[test]
+fn a_load_that_the_network_cannot_carry_is_counted_as_refused_or_held_back() {
+    let thin = NetworkConditions {
+        latency_range: Duration::from_millis(5)..=Duration::from_millis(10),
+        packet_loss_rate: Share(0),
+        bandwidth_limit: Some(Rate(20_000)),
+    };
+    let options = LoadOptions {
+        peers: Some(3),
+        conditions: thin,
+        seed: 1,
+    };
+    let report = real::load_test(3, 3_000, Duration::from_secs(3), &options, &|_| {}).unwrap();
+    assert!(report.rate_achieved < 2_000.0, "{report:#?}");
+    assert!(report.held_back + report.refused as u64 > 0, "{report:#?}");
+    let messages = &report.messages;
+    assert_eq!(messages.arrived + report.refused, messages.sent, "{report:#?}");
 }
 
 #[test]

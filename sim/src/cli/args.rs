@@ -10,6 +10,8 @@ use hyperfabric_sim::units::Span;
 use super::calibrate::{CalibrateArgs, EXAMPLES as CALIBRATE_EXAMPLES};
 #[cfg(feature = "real")]
 use super::run::{EXAMPLES as RUN_EXAMPLES, RunArgs};
+#[cfg(feature = "real")]
+use super::simulate::{CONDITIONS_EXAMPLES, ConditionsArgs, LOAD_EXAMPLES, LoadArgs};
 
 /// Runs many peers of a mesh in one process, real ones or in virtual time, and breaks their network on purpose.
 #[derive(Debug, Parser)]
@@ -35,6 +37,14 @@ pub(crate) enum Command {
     /// Hold virtual time against real nodes in the same situations
     #[command(after_help = CALIBRATE_EXAMPLES)]
     Calibrate(CalibrateArgs),
+    #[cfg(feature = "real")]
+    /// Say what a network of some conditions does to real nodes
+    #[command(after_help = CONDITIONS_EXAMPLES)]
+    Conditions(ConditionsArgs),
+    #[cfg(feature = "real")]
+    /// Send messages between real nodes at a rate, over many connections, and say what arrives
+    #[command(after_help = LOAD_EXAMPLES)]
+    LoadTest(LoadArgs),
     /// Let many peers join a mesh, or run a scenario, and say what that takes
     #[command(after_help = SCALE_EXAMPLES)]
     Scale(ScaleArgs),

@@ -142,7 +142,7 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
 }
 
 /// Shows on a terminal what is being done, one line that is written over.
-fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
+pub(super) fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
     let mut errors = std::io::stderr();
     if !errors.is_terminal() {
         return;
@@ -157,6 +157,7 @@ fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
         Phase::Meet => "peers know everyone",
         Phase::Messages => "messages answered",
         Phase::Transfers => "transfers ended",
+        Phase::Load => "seconds of load",
         Phase::Scenario => "seconds of the scenario",
         Phase::Quiet => "seconds, at most, until all is quiet",
     };
@@ -167,7 +168,7 @@ fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
     *shown = Some((progress.phase, percent));
 }
 
-fn summary(report: &RealReport) {
+pub(super) fn summary(report: &RealReport) {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("{} peers, seed {}", report.peers, report.seed);
     println!(
@@ -249,7 +250,7 @@ fn played(report: &PlayReport) {
     }
 }
 
-fn delivery(what: &str, of: &Delivery, seconds: f64) {
+pub(super) fn delivery(what: &str, of: &Delivery, seconds: f64) {
     let took = of.milliseconds;
     println!(
         "{what:<14} {} of {} arrived in {seconds:.1} s; median {:.0} ms, 90 % {:.0}, 99 % {:.0}, longest {:.0}",
