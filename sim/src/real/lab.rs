@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use hyperfabric_mesh::state::StateFolder;
 use hyperfabric_mesh::wire::{Impaired, Impairment, ImpairmentHandle};
 use hyperfabric_mesh::{PeerAddress, Wire};
-use hyperfabric_node::node::{DataHandler, Environment};
+use hyperfabric_node::node::DataHandler;
 use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::Store;
 use hyperfabric_node::{Node, NodeId};
@@ -138,14 +138,11 @@ async fn start_one(
     let opened = Store::open(&seed.folder.store_file(), now).map_err(LabError::Store)?;
     let disk = DiskStorage::open(seed.folder.path()).map_err(LabError::Folder)?;
     let storage: Arc<dyn Storage> = Arc::new(disk);
-    let environment = Environment {
-        runtime: tokio::runtime::Handle::current(),
-        pool: bed.pool.clone(),
-        clock: Arc::clone(&bed.clock),
-        wire: seed.wire.wire as Arc<dyn Wire>,
-        store: opened.store,
-        storage: Arc::clone(&storage),
-    };
+    let environment = bed.environment(
+        seed.wire.wire as Arc<dyn Wire>,
+        opened.store,
+        Arc::clone(&storage),
+    );
     let config = node_config(seed.folder, bootstrap);
     let start = |source| RealError::Start {
         peer: place,

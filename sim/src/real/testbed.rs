@@ -6,14 +6,14 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyperfabric_mesh::clock::{Clock, SystemClock};
 use hyperfabric_mesh::state::{StateError, StateFolder};
 use hyperfabric_mesh::wire::{Impaired, Impairment};
-use hyperfabric_mesh::{KernelWire, Limits, PeerAddress};
-use hyperfabric_node::node::NodeConfig;
-use hyperfabric_node::store::StoreError;
+use hyperfabric_mesh::{KernelWire, Limits, PeerAddress, Wire};
+use hyperfabric_node::node::{Environment, NodeConfig};
+use hyperfabric_node::storage::Storage;
+use hyperfabric_node::store::{Store, StoreError};
 use hyperfabric_node::transfer::InboxPolicy;
 use hyperfabric_node::workers::WorkerPool;
 use hyperfabric_node::{HardwareType, NodeId, NodeSignature};
@@ -59,13 +59,11 @@ pub struct Testbed {
     place: Arc<tempfile::TempDir>,
 }
 
-/// Signs certificates of a mesh, as its first admitter.
+/// Signs certificates of a mesh, as one of its admitters does, without a network and without a journal.
 pub struct Founder {
     root: MeshRoot,
     admitter: Admitter,
     clock: Arc<dyn Clock>,
-    /// Certificates signed so far: each has a serial number of its own.
-    signed: std::sync::atomic::AtomicU64,
 }
 
 impl std::fmt::Debug for Testbed {
@@ -115,15 +113,36 @@ impl Testbed {
     /// [`LabError`].
     pub fn found(&self, mesh: &str, name: &NodeId) -> Result<(StateFolder, Founder), LabError> {
         let folder = self.folder(name)?;
-        let root = folder.create_mesh(mesh, name.clone(), self.clock.now().wall)?;
+        folder.create_mesh(mesh, name.clone(), self.clock.now().wall)?;
+        let founder = self.founder(&folder)?;
+        Ok((folder, founder))
+    }
+
+    /// Returns who signs as the admitter whose folder this is.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn founder(&self, folder: &StateFolder) -> Result<Founder, LabError> {
         let admitter = folder.admitter(&folder.key()?)?.ok_or(LabError::NoAdmitter)?;
-        let founder = Founder {
-            root,
+        let credential = folder.credential()?.ok_or(LabError::NoAdmitter)?;
+        Ok(Founder {
+            root: credential.root(),
             admitter,
             clock: Arc::clone(&self.clock),
-            signed: std::sync::atomic::AtomicU64::new(0),
-        };
-        Ok((folder, founder))
+        })
+    }
+
+    /// Puts together what a node runs on.
+    #[must_use]
+    pub fn environment(&self, wire: Arc<dyn Wire>, store: Store, storage: Arc<dyn Storage>) -> Environment {
+        Environment {
+            runtime: tokio::runtime::Handle::current(),
+            pool: self.pool.clone(),
+            clock: Arc::clone(&self.clock),
+            wire,
+            store,
+            storage,
+        }
     }
 
     /// Takes a port on loopback and puts an impaired wire over it. Its random choices follow from `seed`.
@@ -159,20 +178,14 @@ impl Founder {
     /// # Errors
     /// [`LabError::State`].
     pub fn admit(&self, folder: &StateFolder, name: &NodeId) -> Result<(), LabError> {
-        self.admit_for(folder, name, CERTIFICATE_VALIDITY)
-    }
-
-    /// Makes a peer with this folder a member for some time.
-    ///
-    /// # Errors
-    /// [`LabError::State`].
-    pub fn admit_for(&self, folder: &StateFolder, name: &NodeId, valid: Duration) -> Result<(), LabError> {
         let peer = folder.key()?.peer_id();
         let now = self.clock.now().wall;
-        let number = self.signed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut drawn = [0; 10];
-        drawn[..8].copy_from_slice(&number.to_be_bytes());
-        let serial = Serial::new(now, drawn);
+        let (drawn, _) = peer
+            .0
+            .split_first_chunk()
+            .expect("a peer id is longer than a serial number");
+        let serial = Serial::new(now, *drawn);
+        let valid = CERTIFICATE_VALIDITY;
         let membership = self
             .admitter
             .admit(&self.root, peer, name.clone(), serial, now, valid);

@@ -1,27 +1,21 @@
-//! A laboratory in one process: a runtime, a worker pool, and peers that are admitted without a network.
+//! A laboratory in one process: a runtime on one thread, on it peers that are made of what the simulator's are made of
+//! ([`hyperfabric_sim::real::testbed`]), and a look at what was logged.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hyperfabric_mesh::clock::{Clock, SystemClock};
 use hyperfabric_mesh::state::StateFolder;
-use hyperfabric_mesh::wire::{Impaired, Impairment, ImpairmentHandle};
-use hyperfabric_mesh::{KernelWire, Limits, PeerAddress, Wire};
+use hyperfabric_mesh::wire::{Impairment, ImpairmentHandle};
+use hyperfabric_mesh::{PeerAddress, Wire};
 use hyperfabric_node::node::{Environment, NewTransfer, NodeConfig};
 use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::Store;
-use hyperfabric_node::transfer::InboxPolicy;
-use hyperfabric_node::workers::WorkerPool;
-use hyperfabric_node::{
-    DataType, HardwareType, Node, NodeId, NodeSignature, PacketPriority, PeerId, TransferId,
-};
-use hyperfabric_protocol::Fabric;
-use hyperfabric_protocol::fabric::{Event, Input, Job, JobResult};
-use hyperfabric_protocol::ticket::Credential;
+use hyperfabric_node::{DataType, Node, NodeId, NodeSignature, PacketPriority, PeerId, TransferId};
+use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::TransferEvent;
+use hyperfabric_sim::real::testbed::{Testbed, node_config, signature, wire_seed};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -63,9 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What the peers of a test share.
 pub(crate) struct Lab {
-    pub(crate) pool: WorkerPool,
-    pub(crate) clock: Arc<dyn Clock>,
-    place: tempfile::TempDir,
+    pub(crate) bed: Testbed,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -92,9 +84,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Lab>) -> F) {
         .unwrap();
     runtime.block_on(async {
         let lab = Lab {
-            pool: WorkerPool::with_available_cores().unwrap(),
-            clock: Arc::new(SystemClock::default()),
-            place: tempfile::tempdir().unwrap(),
+            bed: Testbed::new().unwrap(),
             _turn: turn,
         };
         test(Rc::new(lab)).await;
@@ -125,50 +115,34 @@ pub(crate) fn id(text: &str) -> NodeId {
 }
 
 pub(crate) fn host(name: &NodeId) -> NodeSignature {
-    NodeSignature::new(name.clone(), HardwareType::CpuServer, 10.0, 1000).unwrap()
+    signature(name)
 }
 
 impl Lab {
     /// Makes a folder with a key.
     pub(crate) fn seed(&self, name: &str) -> Seed {
-        let folder = StateFolder::new(self.place.path().join(name));
-        folder.init().unwrap();
         Seed {
             name: id(name),
-            folder,
+            folder: self.bed.folder(&id(name)).unwrap(),
             store: Store::in_memory().unwrap(),
         }
     }
 
     /// Makes a mesh and its first admitter.
     pub(crate) fn found(&self, name: &str) -> Seed {
-        let seed = self.seed(name);
-        let wall = self.clock.now().wall;
-        seed.folder.create_mesh("lab", seed.name.clone(), wall).unwrap();
-        seed
+        Seed {
+            name: id(name),
+            folder: self.bed.found("lab", &id(name)).unwrap().0,
+            store: Store::in_memory().unwrap(),
+        }
     }
 
     /// Admits peers by certificates that `founder` signs while it does not run.
     pub(crate) fn admit(&self, founder: &Seed, names: &[String]) -> Vec<Seed> {
-        let now = self.clock.now();
-        let config = founder.folder.fabric_config(&founder.store, String::new());
-        let mut fabric = Fabric::new(now, config.unwrap());
-        let root = fabric.admission().root().unwrap().clone();
+        let founder = self.bed.founder(&founder.folder).unwrap();
         let admitted = names.iter().map(|name| {
             let seed = self.seed(name);
-            let peer = seed.folder.key().unwrap().peer_id();
-            let (membership, _) = fabric.admit(now, peer, seed.name.clone()).unwrap();
-            while let Some(job) = fabric.poll_job() {
-                let Job::Persist(persist) = job else { continue };
-                founder.folder.persist(&founder.store, &persist.changes).unwrap();
-                let done = JobResult::Persisted {
-                    id: persist.id,
-                    ok: true,
-                };
-                fabric.handle_input(now, Input::JobDone(done));
-            }
-            let credential = Credential::new(&root, membership, None);
-            seed.folder.set_credential(&credential).unwrap();
+            founder.admit(&seed.folder, &seed.name).unwrap();
             seed
         });
         admitted.collect()
@@ -181,30 +155,12 @@ impl Lab {
         contacts: &[PeerAddress],
         impairment: Impairment,
     ) -> (NodeConfig, Environment, ImpairmentHandle) {
-        let kernel = KernelWire::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let runtime = tokio::runtime::Handle::current();
-        let wire_seed = u64::from_be_bytes(seed.folder.key().unwrap().peer_id().0[..8].try_into().unwrap());
-        let impaired = Impaired::new(Arc::new(kernel), impairment, wire_seed, &runtime);
-        let environment = Environment {
-            runtime,
-            pool: self.pool.clone(),
-            clock: Arc::clone(&self.clock),
-            wire: impaired.wire as Arc<dyn Wire>,
-            store: seed.store.clone(),
-            storage: Arc::new(DiskStorage::open(seed.folder.path()).unwrap()) as Arc<dyn Storage>,
-        };
-        let config = NodeConfig {
-            transfers_max: 64,
-            folder: seed.folder.clone(),
-            bootstrap: contacts.to_vec(),
-            announce: Vec::new(),
-            mtu_max: 1452,
-            inbox: InboxPolicy {
-                min_free_bytes: 0,
-                ..InboxPolicy::default()
-            },
-            limits: Limits::default(),
-        };
+        let random = wire_seed(&seed.folder.key().unwrap().peer_id());
+        let impaired = self.bed.wire(impairment, random).unwrap();
+        let storage = Arc::new(DiskStorage::open(seed.folder.path()).unwrap()) as Arc<dyn Storage>;
+        let wire = impaired.wire as Arc<dyn Wire>;
+        let environment = self.bed.environment(wire, seed.store.clone(), storage);
+        let config = node_config(seed.folder.clone(), contacts.to_vec());
         (config, environment, impaired.handle)
     }
 
@@ -227,14 +183,7 @@ impl Lab {
 
     /// Writes a file of `bytes` bytes that look random and returns where it lies, and its digest.
     pub(crate) fn file(&self, name: &str, bytes: usize) -> (PathBuf, blake3::Hash) {
-        let mut content = vec![0; bytes];
-        blake3::Hasher::new()
-            .update(name.as_bytes())
-            .finalize_xof()
-            .fill(&mut content);
-        let path = self.place.path().join(name);
-        std::fs::write(&path, &content).unwrap();
-        (path, blake3::hash(&content))
+        self.bed.file(name, 0, bytes).unwrap()
     }
 }
 

@@ -224,7 +224,7 @@ fn hostile_members_are_cut_off_alone_and_cost_bounded_memory() {
         })
         .await;
 
-        let (to, now) = (victim.address().socket, lab.clock.now().wall);
+        let (to, now) = (victim.address().socket, lab.bed.clock.now().wall);
         let raws: Vec<Raw> = seeds[1..].iter().map(Raw::new).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let before = resident_kib();

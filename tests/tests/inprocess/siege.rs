@@ -178,7 +178,7 @@ fn number(n: u32) -> TransferId {
 fn floods_of_flooding_cost_bounded_memory_and_stop_nobody() {
     run(|lab| async move {
         let (siege, raws) = Siege::begin(&lab, 7).await;
-        let now = lab.clock.now().wall;
+        let now = lab.bed.clock.now().wall;
         let padding = vec![7; 14 * 1024];
         let own = |raw: &Raw, kind, id: u64, sequence, body: &[u8]| {
             let item = Item::new(kind, id, sequence, now, Duration::from_secs(3600), body);

@@ -150,13 +150,11 @@ impl Site {
         empty(&*self.wire.wire).await;
         let journal = self.disk.clone();
         let store = Store::with_backend(move || Ok(journal.journal())).map_err(LabError::Store)?;
+        let wire = Arc::clone(&self.wire.wire) as Arc<dyn Wire>;
         let environment = Environment {
-            runtime: tokio::runtime::Handle::current(),
             pool: bed.pool.lagging(self.lag.clone()),
             clock: Arc::new(self.clock.clone()),
-            wire: Arc::clone(&self.wire.wire) as Arc<dyn Wire>,
-            store: store.clone(),
-            storage: self.storage(),
+            ..bed.environment(wire, store.clone(), self.storage())
         };
         let config = node_config(self.folder.clone(), self.contacts.clone());
         let node = Node::start(config, environment).await.map_err(Box::new)?;
