@@ -11,6 +11,7 @@
 pub mod content;
 mod exchange;
 mod item;
+mod replaced;
 mod unchecked;
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,7 @@ use core::time::Duration;
 pub use content::{Content, ItemFault, Record, Revocation};
 pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind, Version};
 
+use replaced::Replaced;
 use unchecked::Unchecked;
 
 use crate::cert::CLOCK_SKEW_MAX;
@@ -33,9 +35,13 @@ use crate::{ConnId, Instant, Now, PeerId, UnixMillis};
 
 /// The most items in one frame.
 pub const ITEMS_PER_FRAME_MAX: usize = 64;
-/// How long an item waits for others before it is forwarded: shorter than any link's latency that matters.
+/// How long an item waits for others before it is sent: shorter than any link's latency that matters.
 const BATCH_DELAY: Duration = Duration::from_millis(5);
-/// An origin's next version of an item is accepted this long after the last one. Like OSPF's MinLSArrival.
+/// How long a batch of forwarded items goes out after the one before. News out of a quiet mesh waits for
+/// [`BATCH_DELAY`] at every hop and no longer; while much happens, as when hundreds join in a second, frames are fewer
+/// and fuller, and most of what would go back to those who have it is not sent.
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// An item that was replaced is replaced again this long after that at the earliest. Like OSPF's MinLSArrival.
 const MIN_ARRIVAL: Duration = Duration::from_secs(1);
 /// How many versions a neighbor may publish too early before it is cut off. Others' items do not count: honest
 /// neighbors forward no more than the interval allows.
@@ -116,21 +122,6 @@ struct Held {
     version: Arc<Version>,
     /// Beside the pointer, so that a search reads nothing else.
     lead: u32,
-    accepted: Tick,
-}
-
-/// A time in units of 2^24 ns (17 ms): enough for [`MIN_ARRIVAL`], in half the space. It ends after two years.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Tick(u32);
-
-impl Tick {
-    fn of(now: Instant) -> Self {
-        Self(u32::try_from(now.0 >> 24).unwrap_or(u32::MAX))
-    }
-
-    const fn start(self) -> Instant {
-        Instant((self.0 as u64) << 24)
-    }
 }
 
 impl Row for Held {
@@ -149,8 +140,8 @@ struct Link {
     peer: Option<PeerId>,
     /// What a comparison has shown that the neighbor lacks.
     lacking: Vec<Arc<Version>>,
-    /// What the neighbor has sent since the last batch.
-    echoes: Vec<exchange::Echo>,
+    /// What the neighbor has by now of what is fresh or lacking, by the hashes of the versions.
+    echoes: Vec<u64>,
     early: u32,
     /// Summaries that have come since the budgets were renewed.
     summaries: u32,
@@ -171,11 +162,15 @@ pub struct Flood {
     links: BTreeMap<ConnId, Link>,
     /// What was accepted since the last batch, and from whom.
     fresh: Vec<(Arc<Version>, Option<ConnId>)>,
+    replaced: Replaced,
     checking: BTreeMap<ItemKey, u64>,
     deferred: BTreeMap<ItemKey, (Instant, ConnId, Arc<Version>)>,
     /// Sequences of own items that the network has seen and this peer has not.
     floors: BTreeMap<ItemKey, u64>,
-    flush_at: Option<Instant>,
+    /// When what is fresh is forwarded, and when what a comparison has asked for is sent.
+    forward_at: Option<Instant>,
+    answer_at: Option<Instant>,
+    forwarded_at: Option<Instant>,
     compare_at: Instant,
     expire_at: Instant,
     stray_summaries: u32,
@@ -196,10 +191,13 @@ impl Flood {
             expires: UnixMillis(u64::MAX),
             links: BTreeMap::new(),
             fresh: Vec::new(),
+            replaced: Replaced::default(),
             checking: BTreeMap::new(),
             deferred: BTreeMap::new(),
             floors: BTreeMap::new(),
-            flush_at: None,
+            forward_at: None,
+            answer_at: None,
+            forwarded_at: None,
             compare_at: Instant(0),
             expire_at: Instant(0),
             stray_summaries: 0,
@@ -348,14 +346,12 @@ impl Flood {
             false => held.version.key().cmp(&key),
         };
         let known = self.items.get(version.lead(), by);
-        let known = known.map(|held| (held.version.sequence(), held.accepted));
-        if let Some((sequence, accepted)) = known
-            && sequence == version.sequence()
-        {
-            self.note_echo(now, conn, version, accepted);
+        if let Some(held) = known.filter(|held| held.version.sequence() == version.sequence()) {
+            let hash = held.version.hash();
+            self.note_echo(conn, hash);
             return Ok(());
         }
-        let known = known.map(|(sequence, accepted)| (sequence, accepted.start()));
+        let known = known.map(|held| held.version.sequence());
         // [FLOOD-7] Too old, or from a clock that is too far ahead: not wrong, but not taken either.
         let lifetime_max = match key.kind {
             ItemKind::Record => RECORD_LIFETIME_MAX,
@@ -367,16 +363,16 @@ impl Flood {
             return Ok(());
         }
         let checking = self.checking.get(&key).copied();
-        let newest = known.map_or(0, |(s, _)| s).max(checking.unwrap_or(0));
-        if version.sequence() <= newest {
+        if checking == Some(version.sequence()) {
+            self.note_echo(conn, version.hash());
+        }
+        if version.sequence() <= known.max(checking).unwrap_or(0) {
             return Ok(());
         }
-        let too_early = known.is_some_and(|(_, accepted)| now.mono < accepted.after(MIN_ARRIVAL));
-        if too_early || checking.is_some() {
+        let early = self.replaced.until(now.mono, &key);
+        if early.is_some() || checking.is_some() {
             // [FLOOD-8] Kept back, the newest version only, so that the last word of a burst still arrives.
-            let due = known
-                .map_or(now.mono, |(_, accepted)| accepted)
-                .after(MIN_ARRIVAL);
+            let due = early.unwrap_or(now.mono.after(MIN_ARRIVAL));
             let newer = self
                 .deferred
                 .get(&key)
@@ -483,11 +479,11 @@ impl Flood {
         self.forward(now, &version, from);
         let held = Held {
             lead: version.lead(),
-            accepted: Tick::of(now.mono),
             version,
         };
         if let Some(old) = self.items.insert(held, order(key)) {
             self.buckets[bucket(&key)] ^= old.version.hash();
+            self.replaced.note(now.mono, key);
         }
     }
 
@@ -534,8 +530,9 @@ impl Flood {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
-        if self.flush_at.is_some_and(|at| at <= now.mono) {
-            self.flush();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now.mono);
+        if due(self.forward_at) || due(self.answer_at) {
+            self.flush(now);
         }
         self.release_deferred(now);
         if self.expire_at <= now.mono {
@@ -579,7 +576,8 @@ impl Flood {
             .filter(|(key, _)| !self.checking.contains_key(key))
             .map(|(_, (at, _, _))| *at);
         deferred
-            .chain(self.flush_at)
+            .chain(self.forward_at)
+            .chain(self.answer_at)
             .chain([self.compare_at, self.expire_at])
             .min()
     }

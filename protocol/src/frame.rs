@@ -12,10 +12,10 @@ pub use tally::Tally;
 
 use crate::cbor::{DecodeError, Decoder, Encoder, List, Text, Value, wire_enum, wire_map};
 use crate::cert::Membership;
-use crate::flood::{ITEMS_PER_FRAME_MAX, ItemKind, Version};
+use crate::flood::{ITEMS_PER_FRAME_MAX, Version};
 use crate::neighbors::CloseReason;
 use crate::transfer::{ChunkRanges, Fault, Offer};
-use crate::{NodeId, PeerId, TransferId};
+use crate::{NodeId, TransferId};
 
 /// The largest frame, in bytes, without its length prefix. [FRAME-4]
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -25,8 +25,8 @@ pub const CRITICAL_TYPE: u64 = 128;
 pub const PROTOCOL_VERSION: u16 = 1;
 /// How many buckets a flood summary has.
 pub const SUMMARY_BUCKETS: usize = 256;
-/// The most entries in one digest frame: they fit [`FRAME_BYTES_MAX`] at 56 bytes each.
-pub const DIGEST_ENTRIES_MAX: usize = 1000;
+/// The most versions in one digest frame: five times as many as a bucket of the largest database has.
+pub const DIGEST_VERSIONS_MAX: usize = 4000;
 /// The longest explanation in a frame, in bytes.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
@@ -44,28 +44,39 @@ wire_map! {
     }
 }
 
+fn write_hashes(e: &mut Encoder, hashes: &[u64]) {
+    let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_be_bytes()).collect();
+    e.bytes(&bytes);
+}
+
+fn read_hashes(d: &mut Decoder<'_>, most: usize) -> Result<Vec<u64>, DecodeError> {
+    let (words, rest) = d.bytes(most * 8)?.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(DecodeError::Invalid("length of hashes"));
+    }
+    Ok(words.iter().map(|word| u64::from_be_bytes(*word)).collect())
+}
+
 /// One 64-bit hash for each bucket of the sender's flood database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary(pub Vec<u64>);
 
 impl Value for Summary {
     fn encode(&self, e: &mut Encoder) {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|hash| hash.to_be_bytes()).collect();
         e.map(1);
         e.u64(0);
-        e.bytes(&bytes);
+        write_hashes(e, &self.0);
     }
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         let mut hashes = None;
         d.map(|key, d| {
             if key == 0 {
-                let bytes = d.bytes(SUMMARY_BUCKETS * 8)?;
-                if bytes.len() != SUMMARY_BUCKETS * 8 {
+                let all = read_hashes(d, SUMMARY_BUCKETS)?;
+                if all.len() != SUMMARY_BUCKETS {
                     return Err(DecodeError::Invalid("summary length"));
                 }
-                let (words, _) = bytes.as_chunks::<8>();
-                hashes = Some(words.iter().map(|w| u64::from_be_bytes(*w)).collect());
+                hashes = Some(all);
             }
             Ok(key == 0)
         })?;
@@ -73,17 +84,16 @@ impl Value for Summary {
     }
 }
 
-wire_map! {
-    /// What a peer has of one item: enough to tell who has the newer one.
-    pub struct DigestEntry {
-        /// The item's kind.
-        0 => pub kind: ItemKind,
-        /// Who publishes it.
-        1 => pub origin: PeerId,
-        /// Which of the origin's items.
-        2 => pub id: u64,
-        /// How new it is.
-        3 => pub sequence: u64,
+/// Hashes of the versions that a peer has in a bucket, in any order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Versions(pub Vec<u64>);
+
+impl Value for Versions {
+    fn encode(&self, e: &mut Encoder) {
+        write_hashes(e, &self.0);
+    }
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        read_hashes(d, DIGEST_VERSIONS_MAX).map(Self)
     }
 }
 
@@ -92,8 +102,8 @@ wire_map! {
     pub struct Digest {
         /// The bucket.
         0 => pub bucket: u8,
-        /// Its items.
-        1 => pub entries: List<DigestEntry, DIGEST_ENTRIES_MAX>,
+        /// Its items, by the hashes of their versions.
+        1 => pub versions: Versions,
     }
 }
 

@@ -1,31 +1,23 @@
 //! What goes out on the links: comparisons of databases, and batches of items.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{
-    ANSWER_INTERVAL, BATCH_DELAY, Flood, Held, ITEMS_PER_FRAME_MAX, ItemKey, Link, STRAY_SUMMARIES_MAX,
-    SUMMARIES_MAX, Tick, Version, order,
+    ANSWER_INTERVAL, BATCH_DELAY, BATCH_INTERVAL, Flood, Held, ITEMS_PER_FRAME_MAX, Link,
+    STRAY_SUMMARIES_MAX, SUMMARIES_MAX, Version, order,
 };
 use crate::cbor::List;
-use crate::frame::{DIGEST_ENTRIES_MAX, Digest, DigestEntry, Frame, Items, SUMMARY_BUCKETS, Summary};
+use crate::frame::{DIGEST_VERSIONS_MAX, Digest, Frame, Items, SUMMARY_BUCKETS, Summary, Versions};
 use crate::table::Table;
-use crate::{ConnId, Now};
+use crate::{ConnId, Instant, Now};
 
 /// Frames of items are closed at this size, so that with one more item they stay below the frame limit.
 const FRAME_FILL_BYTES: usize = 44 * 1024;
 /// How many items that neighbors have sent are remembered until the next batch, so as not to send them back; what is
 /// forgotten travels once more.
 const ECHOES_MAX: usize = 16 * 1024;
-
-/// A version in short: the origin's lead, the item's id, and the sequence. The kind is left out, because ids of
-/// different kinds that are equal do not come with equal sequences.
-pub(super) type Echo = (u32, u64, u64);
-
-fn echo(version: &Version) -> Echo {
-    (version.lead(), version.key().id, version.sequence())
-}
 
 impl Flood {
     /// Starts flooding over a connection, with a comparison of the databases. [FLOOD-3]
@@ -91,20 +83,10 @@ impl Flood {
             if theirs == 0 || self.buckets.get(index) == Some(&theirs) {
                 continue;
             }
-            let entry = |held: &Held| DigestEntry {
-                kind: held.version.key().kind,
-                origin: held.version.key().origin,
-                id: held.version.key().id,
-                sequence: held.version.sequence(),
-            };
-            let entries = self
-                .bucket_items(index)
-                .take(DIGEST_ENTRIES_MAX)
-                .map(entry)
-                .collect();
+            let hashes = self.bucket_items(index).map(|held| held.version.hash());
             let digest = Digest {
                 bucket: u8::try_from(index).unwrap_or(u8::MAX),
-                entries: List(entries),
+                versions: Versions(hashes.take(DIGEST_VERSIONS_MAX).collect()),
             };
             self.transmits.push_back((conn, Frame::Digest(digest)));
         }
@@ -117,26 +99,18 @@ impl Flood {
             return;
         };
         link.digests -= 1;
-        let key = |e: &DigestEntry| ItemKey {
-            origin: e.origin,
-            kind: e.kind,
-            id: e.id,
-        };
-        let theirs: BTreeMap<ItemKey, u64> = digest.entries.iter().map(|e| (key(e), e.sequence)).collect();
-        let lacks = |held: &&Held| {
-            let sequence = theirs.get(&held.version.key());
-            sequence.is_none_or(|sequence| *sequence < held.version.sequence())
-        };
+        let mut theirs = digest.versions.0.clone();
+        theirs.sort_unstable();
         let lacking: Vec<Arc<Version>> = self
             .bucket_items(usize::from(digest.bucket))
-            .filter(lacks)
+            .filter(|held| theirs.binary_search(&held.version.hash()).is_err())
             .map(|held| Arc::clone(&held.version))
             .collect();
         if let Some(link) = self.links.get_mut(&conn)
             && !lacking.is_empty()
         {
             link.lacking.extend(lacking);
-            self.schedule_flush(now);
+            self.answer_at.get_or_insert(now.mono.after(BATCH_DELAY));
         }
     }
 
@@ -151,67 +125,90 @@ impl Flood {
     pub(super) fn forward(&mut self, now: Now, version: &Arc<Version>, from: Option<ConnId>) {
         if !self.links.is_empty() {
             self.fresh.push((Arc::clone(version), from));
-            self.schedule_flush(now);
+            let paced = self
+                .forwarded_at
+                .map_or(Instant(0), |at| at.after(BATCH_INTERVAL));
+            let at = now.mono.after(BATCH_DELAY).max(paced);
+            self.forward_at.get_or_insert(at);
         }
     }
 
-    /// Notes that a neighbor has a version that waits to be sent: no need to send it back.
-    pub(super) fn note_echo(&mut self, now: Now, conn: ConnId, version: &Version, accepted: Tick) {
-        // What was accepted longer ago than a batch waits does not wait, unless a comparison asked for it.
-        let fresh = now.mono.since(accepted.start()) < BATCH_DELAY * 8;
-        if self.flush_at.is_some()
-            && let Some(link) = self.links.get_mut(&conn)
-            && (fresh || !link.lacking.is_empty())
+    /// Notes that a neighbor has a version: no need to send it back.
+    pub(super) fn note_echo(&mut self, conn: ConnId, hash: u64) {
+        let waits = !self.fresh.is_empty() || !self.checking.is_empty();
+        if let Some(link) = self.links.get_mut(&conn)
+            && (waits || !link.lacking.is_empty())
             && link.echoes.len() < ECHOES_MAX
         {
-            link.echoes.push(echo(version));
+            link.echoes.push(hash);
         }
     }
 
-    pub(super) fn schedule_flush(&mut self, now: Now) {
-        if self.flush_at.is_none() {
-            self.flush_at = Some(now.mono.after(BATCH_DELAY));
+    /// Sends what neighbors lack, and what is fresh when that is due. [FLOOD-4]
+    pub(super) fn flush(&mut self, now: Now) {
+        self.answer_at = None;
+        let forwards = self.forward_at.is_some_and(|at| at <= now.mono);
+        let mut fresh = Vec::new();
+        if forwards {
+            self.forward_at = None;
+            self.forwarded_at = Some(now.mono);
+            fresh = core::mem::take(&mut self.fresh);
+            // What was replaced meanwhile is not sent.
+            fresh.retain(|(version, _)| is_current(&self.items, version));
         }
-    }
-
-    // [FLOOD-4]
-    pub(super) fn flush(&mut self) {
-        self.flush_at = None;
-        let mut fresh = core::mem::take(&mut self.fresh);
-        // What was replaced meanwhile is not sent.
-        fresh.retain(|(version, _)| is_current(&self.items, version));
         let mut links = core::mem::take(&mut self.links);
         for (conn, link) in &mut links {
-            let mut echoes = core::mem::take(&mut link.echoes);
-            echoes.sort_unstable();
-            let echoed = |version: &Version| echoes.binary_search(&echo(version)).is_ok();
-            let mut batch = Vec::with_capacity(fresh.len().min(ITEMS_PER_FRAME_MAX));
-            let mut bytes = 0;
-            let lacking = core::mem::take(&mut link.lacking);
-            // An item that is new and was asked for goes once.
-            let asked: BTreeSet<(ItemKey, u64)> = lacking.iter().map(|v| (v.key(), v.sequence())).collect();
-            let fresh = fresh
+            let mut lacking = core::mem::take(&mut link.lacking);
+            lacking.retain(|version| is_current(&self.items, version));
+            if !forwards && lacking.is_empty() {
+                continue;
+            }
+            link.echoes.sort_unstable();
+            let has = |version: &Version| link.echoes.binary_search(&version.hash()).is_ok();
+            lacking.retain(|version| !has(version));
+            let mut asked: Vec<u64> = lacking.iter().map(|version| version.hash()).collect();
+            asked.sort_unstable();
+            let new = fresh
                 .iter()
                 .filter(|(_, from)| *from != Some(*conn))
                 .map(|(version, _)| version)
-                .filter(|v| asked.is_empty() || !asked.contains(&(v.key(), v.sequence())));
-            let items = &self.items;
-            let lacking = lacking.iter().filter(|version| is_current(items, version));
-            for version in fresh.chain(lacking).filter(|version| !echoed(version)) {
-                bytes += version.signed().as_bytes().len();
-                batch.push(Arc::clone(version));
-                if batch.len() == ITEMS_PER_FRAME_MAX || bytes >= FRAME_FILL_BYTES {
-                    let items = List(core::mem::take(&mut batch));
-                    self.transmits.push_back((*conn, Frame::Items(Items { items })));
-                    bytes = 0;
-                }
-            }
-            if !batch.is_empty() {
-                let items = List(batch);
-                self.transmits.push_back((*conn, Frame::Items(Items { items })));
+                // An item that is new and was asked for goes once.
+                .filter(|version| !has(version) && asked.binary_search(&version.hash()).is_err());
+            send_items(&mut self.transmits, *conn, new.chain(&lacking));
+            if self.fresh.is_empty() {
+                link.echoes.clear();
+            } else {
+                // What has just been sent need not be forwarded as well.
+                let room = ECHOES_MAX.saturating_sub(link.echoes.len());
+                link.echoes.extend(asked.into_iter().take(room));
             }
         }
         self.links = links;
+    }
+}
+
+/// Queues items for a connection, in frames.
+fn send_items<'a>(
+    transmits: &mut VecDeque<(ConnId, Frame)>,
+    conn: ConnId,
+    items: impl Iterator<Item = &'a Arc<Version>>,
+) {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    let mut send = |batch: &mut Vec<Arc<Version>>| {
+        let items = List(core::mem::take(batch));
+        transmits.push_back((conn, Frame::Items(Items { items })));
+    };
+    for version in items {
+        bytes += version.signed().as_bytes().len();
+        batch.push(Arc::clone(version));
+        if batch.len() == ITEMS_PER_FRAME_MAX || bytes >= FRAME_FILL_BYTES {
+            send(&mut batch);
+            bytes = 0;
+        }
+    }
+    if !batch.is_empty() {
+        send(&mut batch);
     }
 }
 

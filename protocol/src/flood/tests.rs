@@ -10,7 +10,7 @@ use crate::NodeId;
 use crate::cbor::{List, Text};
 use crate::cert::{Admitter, CERTIFICATE_VALIDITY, Membership, MeshRoot};
 use crate::flood::content::{NodeList, RecordBody};
-use crate::frame::{Digest, Summary};
+use crate::frame::{Digest, Summary, Versions};
 
 const START: Now = Now {
     mono: Instant(1_000_000_000),
@@ -227,8 +227,17 @@ fn a_neighbor_that_publishes_without_pause_is_named_and_others_are_not() {
     net.link(0, 1);
     net.link(1, 2);
     let mut versions = 0;
+    let (from, link) = (net.peers[0].0.peer_id(), ConnId(0));
+    let key = ItemKey {
+        origin: from,
+        kind: ItemKind::Record,
+        id: 0,
+    };
     while net.violations.is_empty() {
+        // It does not wait for a batch, as honest peers do.
         net.publish(0);
+        let version = net.peers[0].1.get(&key).unwrap().clone();
+        net.deliver(1, link, from, &Frame::Items(items(vec![version])));
         net.run(Duration::from_millis(6));
         versions += 1;
         assert!(versions < 1000, "nobody stopped it");
@@ -576,14 +585,14 @@ fn summaries_and_digests_beyond_a_neighbors_budget_are_not_answered() {
     let bucket = key(1).peer_id().0[0];
     let digest = Digest {
         bucket,
-        entries: List(vec![]),
+        versions: Versions::default(),
     };
     let mut answers = 0;
     let mut now = START;
     for _ in 0..1_000 {
         flood.handle_digest(now, ConnId(1), &digest);
         now.mono = now.mono.after(BATCH_DELAY);
-        flood.flush();
+        flood.flush(now);
         answers += core::iter::from_fn(|| flood.poll_transmit()).count();
     }
     assert_eq!(answers, SUMMARY_BUCKETS);

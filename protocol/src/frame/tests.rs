@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::UnixMillis;
+use crate::flood::ItemKind;
 use crate::sign::{Domain, SigningKey};
 use crate::transfer::PayloadKind;
 use crate::types::{DataType, PacketPriority};
@@ -54,12 +55,7 @@ fn most_frames() -> Vec<Frame> {
         Frame::Summary(Summary((0..256).collect())),
         Frame::Digest(Digest {
             bucket: 7,
-            entries: List(vec![DigestEntry {
-                kind: ItemKind::Record,
-                origin: PeerId([7; 32]),
-                id: 0,
-                sequence: 3,
-            }]),
+            versions: Versions(vec![7, u64::MAX]),
         }),
         Frame::Items(Items {
             items: List(vec![Version::read(item).unwrap()]),
@@ -152,15 +148,9 @@ fn the_largest_batches_fit_into_a_frame() {
         items: List(vec![item.clone(), item.clone(), item]),
     };
     assert!(Frame::Items(items).to_bytes().len() <= FRAME_BYTES_MAX);
-    let entry = DigestEntry {
-        kind: ItemKind::Record,
-        origin: PeerId([7; 32]),
-        id: u64::MAX,
-        sequence: u64::MAX,
-    };
     let digest = Digest {
         bucket: 255,
-        entries: List(vec![entry; DIGEST_ENTRIES_MAX]),
+        versions: Versions(vec![u64::MAX; DIGEST_VERSIONS_MAX]),
     };
     assert!(Frame::Digest(digest).to_bytes().len() <= FRAME_BYTES_MAX);
 }

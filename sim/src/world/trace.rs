@@ -65,13 +65,8 @@ impl Trace {
             Frame::Summary(summary) => summary.0.iter().for_each(|hash| self.word(*hash)),
             Frame::Digest(digest) => {
                 self.word(u64::from(digest.bucket));
-                self.word(digest.entries.len() as u64);
-                for entry in digest.entries.iter() {
-                    // The rest of an origin's key follows from its first half: they are keys of this world.
-                    self.word(u64::from(entry.origin.lead()));
-                    self.word(entry.id);
-                    self.word(entry.sequence);
-                }
+                self.word(digest.versions.0.len() as u64);
+                digest.versions.0.iter().for_each(|hash| self.word(*hash));
             }
             Frame::Hello(_)
             | Frame::Offer(_)
@@ -105,6 +100,12 @@ pub(super) fn frame_bytes(frame: &Frame) -> u64 {
             (4 + list) as u64
         }
         Frame::Summary(summary) => (4 + header(summary.0.len() * 8) + summary.0.len() * 8) as u64,
+        Frame::Digest(digest) => {
+            let bytes = digest.versions.0.len() * 8;
+            // The map has two keys, and the number of the bucket is one byte or two.
+            let bucket = header(usize::from(digest.bucket));
+            (5 + bucket + header(bytes) + bytes) as u64
+        }
         other => other.to_bytes().len() as u64,
     }
 }
@@ -113,7 +114,7 @@ pub(super) fn frame_bytes(frame: &Frame) -> u64 {
 mod tests {
     use hyperfabric_protocol::cbor::{self, List};
     use hyperfabric_protocol::flood::{Item, ItemKind, Version};
-    use hyperfabric_protocol::frame::{Items, Summary};
+    use hyperfabric_protocol::frame::{Digest, Items, Summary, Versions};
     use hyperfabric_protocol::sign::Domain;
     use hyperfabric_protocol::{SigningKey, UnixMillis};
 
@@ -140,6 +141,11 @@ mod tests {
         }
         let frame = Frame::Summary(Summary(vec![1; 256]));
         assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
+        for (bucket, count) in [(0, 0), (23, 2), (24, 3), (255, 40), (9, 4000)] {
+            let versions = Versions(vec![1; count]);
+            let frame = Frame::Digest(Digest { bucket, versions });
+            assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
+        }
     }
 
     #[test]

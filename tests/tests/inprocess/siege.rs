@@ -222,7 +222,7 @@ fn floods_of_flooding_cost_bounded_memory_and_stop_nobody() {
             let bucket = u8::try_from(n % 256).unwrap();
             Frame::Digest(Digest {
                 bucket,
-                entries: List(Vec::new()),
+                versions: Versions::default(),
             })
             .to_bytes()
         };
