@@ -6,15 +6,15 @@
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::cell::OnceCell;
 use core::cmp::Ordering;
 
 use crate::cert::Member;
 use crate::flood::Record;
+use crate::sharing::Sharing;
 use crate::table::{Row, Table};
 use crate::types::NodeSignature;
-use crate::{Address, NodeId, PeerId, Serial};
+use crate::{NodeId, PeerId, Serial};
 
 /// What changes in the directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,8 +23,6 @@ pub enum Event {
     Learned {
         /// The peer.
         peer: PeerId,
-        /// Where it can be dialled.
-        addresses: Vec<Address>,
         /// Whether it is a bootstrap peer.
         bootstrap: bool,
     },
@@ -52,6 +50,10 @@ impl Row for Arc<Record> {
     fn lead(&self) -> u32 {
         self.member.peer.lead()
     }
+
+    fn hash(&self) -> u64 {
+        self.hash
+    }
 }
 
 fn of_peer(peer: &PeerId) -> impl Fn(&Arc<Record>) -> Ordering {
@@ -61,7 +63,7 @@ fn of_peer(peer: &PeerId) -> impl Fn(&Arc<Record>) -> Ordering {
 
 /// A peer's claim to a node id: 16 bytes, as there is one for every node in every peer.
 #[derive(Clone, Debug)]
-struct Claim {
+pub(crate) struct Claim {
     record: Arc<Record>,
     /// Of the node id.
     hash: u32,
@@ -82,6 +84,11 @@ impl Claim {
 impl Row for Claim {
     fn lead(&self) -> u32 {
         self.hash
+    }
+
+    fn hash(&self) -> u64 {
+        // One record has many.
+        (self.record.hash ^ u64::from(self.node)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
@@ -115,11 +122,17 @@ pub struct Directory {
 impl Directory {
     /// Starts empty.
     #[must_use]
-    pub const fn new(local: PeerId) -> Self {
+    pub fn new(local: PeerId) -> Self {
+        Self::with_sharing(local, None)
+    }
+
+    /// Starts empty; shares what it can with the others of a process.
+    #[must_use]
+    pub fn with_sharing(local: PeerId, sharing: Option<&Sharing>) -> Self {
         Self {
             local,
-            records: Table::new(),
-            claims: Table::new(),
+            records: Table::new(sharing.map(|sharing| sharing.records.clone())),
+            claims: Table::new(sharing.map(|sharing| sharing.claims.clone())),
             names: OnceCell::new(),
             events: VecDeque::new(),
         }
@@ -153,7 +166,6 @@ impl Directory {
         if changed && peer != self.local {
             self.events.push_back(Event::Learned {
                 peer,
-                addresses: record.body.addresses.0.clone(),
                 bootstrap: record.body.bootstrap == Some(true),
             });
         }
@@ -189,6 +201,14 @@ impl Directory {
             node: u16::try_from(node).unwrap_or(u16::MAX),
         };
         let (node_id, rank) = (claim.node_id().clone(), claim.rank());
+        if self.claims_of(&node_id).next().is_none() {
+            // Most names have one claimant, who comes once.
+            self.claims.insert(claim, |other| {
+                (other.node_id(), other.rank()).cmp(&(&node_id, rank))
+            });
+            let peer = rank.1;
+            return self.events.push_back(Event::NodeAppeared { node_id, peer });
+        }
         let before = self.claims_of(&node_id).next().map(Claim::rank);
         self.claims.insert(claim, |other| {
             (other.node_id(), other.rank()).cmp(&(&node_id, rank))

@@ -33,6 +33,7 @@ use crate::flood::{self, Content, Flood};
 use crate::frame::{Abort, Frame, Goodbye, OfferFrame};
 use crate::neighbors::{self, CloseReason, Neighbors, NeighborsConfig};
 use crate::random::Random;
+use crate::sharing::Sharing;
 use crate::sign::SigningKey;
 use crate::transfer::{self, Fault, Transfers};
 use crate::types::NodeSignature;
@@ -100,6 +101,12 @@ impl Fabric {
     /// Starts a peer with what its store has.
     #[must_use]
     pub fn new(now: Now, config: FabricConfig) -> Self {
+        Self::with_sharing(now, config, None)
+    }
+
+    /// Starts a peer that shares its database with the others of its process.
+    #[must_use]
+    pub fn with_sharing(now: Now, config: FabricConfig, sharing: Option<&Sharing>) -> Self {
         let mut random = Random::from_seed(config.seed);
         let local = config.key.peer_id();
         let stored = config.membership;
@@ -125,8 +132,8 @@ impl Fabric {
             addresses: Vec::new(),
             nodes: Vec::new(),
             neighbors: Neighbors::new(neighbors, Random::from_seed(random.bytes())),
-            flood: Flood::new(local, Random::from_seed(random.bytes())),
-            directory: Directory::new(local),
+            flood: Flood::with_sharing(local, Random::from_seed(random.bytes()), sharing),
+            directory: Directory::with_sharing(local, sharing),
             admission: Admission::new(
                 config.key.clone(),
                 config.root,
@@ -546,6 +553,7 @@ impl Fabric {
                 self.neighbors_input(now, neighbors::Input::Hello { conn, hello });
             }
             Frame::Summary(summary) if !joining => self.flood.handle_summary(now, conn, &summary),
+            Frame::Forwarding(forwarding) if !joining => self.flood.handle_forwarding(conn, &forwarding),
             Frame::Digest(digest) if !joining => self.flood.handle_digest(now, conn, &digest),
             Frame::Items(items) if !joining => {
                 self.flood
@@ -574,6 +582,7 @@ impl Fabric {
             | Frame::Hello(_)
             | Frame::Summary(_)
             | Frame::Digest(_)
+            | Frame::Forwarding(_)
             | Frame::Items(_)
             | Frame::Goodbye(_)
             | Frame::RenewRequest(_)

@@ -9,6 +9,7 @@
 //! [FLOOD-1..13]
 
 pub mod content;
+mod copies;
 mod exchange;
 mod item;
 mod replaced;
@@ -21,16 +22,18 @@ use core::cmp::Ordering;
 use core::time::Duration;
 
 pub use content::{Content, ItemFault, Record, Revocation};
-pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind, Version};
+pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind, Version, hash_of};
 
+use copies::Samples;
 use replaced::Replaced;
 use unchecked::Unchecked;
 
 use crate::cert::CLOCK_SKEW_MAX;
 use crate::frame::{Frame, Items, SUMMARY_BUCKETS};
 use crate::random::Random;
+use crate::sharing::Sharing;
 use crate::sign::{Domain, Signed, SigningKey};
-use crate::table::{Row, Table};
+use crate::table::{self, Row, Table};
 use crate::{ConnId, Instant, Now, PeerId, UnixMillis};
 
 /// The most items in one frame.
@@ -117,8 +120,8 @@ pub struct Checked {
 }
 
 /// A row of the database: 16 bytes, as there is one for every item in every peer.
-#[derive(Debug)]
-struct Held {
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
     version: Arc<Version>,
     /// Beside the pointer, so that a search reads nothing else.
     lead: u32,
@@ -127,6 +130,10 @@ struct Held {
 impl Row for Held {
     fn lead(&self) -> u32 {
         self.lead
+    }
+
+    fn hash(&self) -> u64 {
+        self.version.hash()
     }
 }
 
@@ -143,6 +150,11 @@ struct Link {
     /// What the neighbor has by now of what is fresh or lacking, by the hashes of the versions.
     echoes: Vec<u64>,
     early: u32,
+    /// How many samples in a row it brought late, and whether it was asked not to forward.
+    late: u32,
+    declined: bool,
+    /// Whether it has asked this peer not to forward.
+    unwanted: bool,
     /// Summaries that have come since the budgets were renewed.
     summaries: u32,
     /// Digests that may still come in answer to summaries.
@@ -156,13 +168,15 @@ struct Link {
 pub struct Flood {
     local: PeerId,
     items: Table<Held>,
-    buckets: Vec<u64>,
+    /// Whether the checks of other peers of this process count.
+    shares_checks: bool,
     /// No item ends before this: the whole database is looked through only then.
     expires: UnixMillis,
     links: BTreeMap<ConnId, Link>,
     /// What was accepted since the last batch, and from whom.
     fresh: Vec<(Arc<Version>, Option<ConnId>)>,
     replaced: Replaced,
+    samples: Samples,
     checking: BTreeMap<ItemKey, u64>,
     deferred: BTreeMap<ItemKey, (Instant, ConnId, Arc<Version>)>,
     /// Sequences of own items that the network has seen and this peer has not.
@@ -184,14 +198,21 @@ impl Flood {
     /// Starts with an empty database.
     #[must_use]
     pub fn new(local: PeerId, random: Random) -> Self {
+        Self::with_sharing(local, random, None)
+    }
+
+    /// Starts with an empty database, which shares what it can with the others of a process.
+    #[must_use]
+    pub fn with_sharing(local: PeerId, random: Random, sharing: Option<&Sharing>) -> Self {
         Self {
             local,
-            items: Table::new(),
-            buckets: alloc::vec![0; SUMMARY_BUCKETS],
+            items: Table::new(sharing.map(|sharing| sharing.items.clone())),
+            shares_checks: sharing.is_some(),
             expires: UnixMillis(u64::MAX),
             links: BTreeMap::new(),
             fresh: Vec::new(),
             replaced: Replaced::default(),
+            samples: Samples::default(),
             checking: BTreeMap::new(),
             deferred: BTreeMap::new(),
             floors: BTreeMap::new(),
@@ -290,9 +311,15 @@ impl Flood {
     /// Returns a digest of the whole database: equal databases have equal digests.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.buckets.iter().enumerate().fold(0, |acc, (i, hash)| {
+        self.summary().iter().enumerate().fold(0, |acc, (i, hash)| {
             acc ^ hash.rotate_left(u32::try_from(i % 64).unwrap_or(0))
         })
+    }
+
+    fn summary(&self) -> Vec<u64> {
+        (0..SUMMARY_BUCKETS)
+            .map(|bucket| self.items.hash_of(bucket))
+            .collect()
     }
 
     /// Returns how many versions came too early, how many items are being checked, and how many wait for a batch.
@@ -307,9 +334,7 @@ impl Flood {
 
     /// Drops an item: its origin was revoked.
     pub fn remove(&mut self, key: &ItemKey) {
-        if let Some(held) = self.items.remove(key.origin.lead(), order(*key)) {
-            self.buckets[bucket(key)] ^= held.version.hash();
-        }
+        self.items.remove(key.origin.lead(), order(*key));
     }
 
     /// Takes in a batch of items from a neighbor.
@@ -326,8 +351,10 @@ impl Flood {
         if let Some(link) = self.links.get_mut(&conn) {
             link.peer = Some(peer);
         }
+        // What others have checked is accepted at once, but not before what has to be checked.
+        let mut vouched = self.shares_checks && self.unchecked.is_idle();
         for version in items.items.iter() {
-            self.consider(now, conn, peer, version)?;
+            self.consider(now, conn, peer, version, &mut vouched)?;
         }
         Ok(())
     }
@@ -338,6 +365,7 @@ impl Flood {
         conn: ConnId,
         peer: PeerId,
         version: &Arc<Version>,
+        vouched: &mut bool,
     ) -> Result<(), FloodViolation> {
         let key = version.key();
         // Most of what arrives is known, and in one process it is the very same object.
@@ -349,6 +377,7 @@ impl Flood {
         if let Some(held) = known.filter(|held| held.version.sequence() == version.sequence()) {
             let hash = held.version.hash();
             self.note_echo(conn, hash);
+            self.count_copy(conn, hash, false);
             return Ok(());
         }
         let known = known.map(|held| held.version.sequence());
@@ -365,6 +394,7 @@ impl Flood {
         let checking = self.checking.get(&key).copied();
         if checking == Some(version.sequence()) {
             self.note_echo(conn, version.hash());
+            self.count_copy(conn, version.hash(), false);
         }
         if version.sequence() <= known.max(checking).unwrap_or(0) {
             return Ok(());
@@ -388,7 +418,16 @@ impl Flood {
         if known.is_none() && !self.has_room(&key, peer)? {
             return Ok(());
         }
-        if self.items.len() < ITEMS_MAX && self.unchecked.hold(conn, version) {
+        if self.items.len() >= ITEMS_MAX {
+            return Ok(());
+        }
+        self.count_copy(conn, version.hash(), true);
+        if *vouched && let Some(content) = version.vouched(now.wall) {
+            self.accept(now, conn, Arc::clone(version), content.clone());
+            return Ok(());
+        }
+        *vouched = false;
+        if self.unchecked.hold(conn, version) {
             self.checking.insert(key, version.sequence());
             self.unchecked.push(conn, Arc::clone(version));
         }
@@ -442,18 +481,13 @@ impl Flood {
         self.checking.remove(&key);
         match result {
             Ok(content) => {
+                if self.shares_checks {
+                    version.vouch(&content, now.wall);
+                }
                 let known = self.held(&key).map(|held| held.version.sequence());
-                if known.is_some_and(|sequence| sequence >= version.sequence()) {
-                    return Ok(());
+                if known.is_none_or(|sequence| sequence < version.sequence()) {
+                    self.accept(now, from, version, content);
                 }
-                if key.origin == self.local && key.kind == ItemKind::Record {
-                    // [FLOOD-9] An own item from before a loss of state.
-                    self.floors.insert(key, version.sequence());
-                    self.events.push_back(Event::Reclaim(key));
-                    return Ok(());
-                }
-                self.store(now, version, Some(from));
-                self.events.push_back(Event::Accepted { key, content });
                 Ok(())
             }
             Err(ItemFault::Forged) => Err((from, FloodViolation::Forged)),
@@ -472,17 +506,27 @@ impl Flood {
         }
     }
 
+    fn accept(&mut self, now: Now, from: ConnId, version: Arc<Version>, content: Content) {
+        let key = version.key();
+        if key.origin == self.local && key.kind == ItemKind::Record {
+            // [FLOOD-9] An own item from before a loss of state.
+            self.floors.insert(key, version.sequence());
+            self.events.push_back(Event::Reclaim(key));
+            return;
+        }
+        self.store(now, version, Some(from));
+        self.events.push_back(Event::Accepted { key, content });
+    }
+
     fn store(&mut self, now: Now, version: Arc<Version>, from: Option<ConnId>) {
         let key = version.key();
-        self.buckets[bucket(&key)] ^= version.hash();
         self.expires = self.expires.min(version.expires());
         self.forward(now, &version, from);
         let held = Held {
             lead: version.lead(),
             version,
         };
-        if let Some(old) = self.items.insert(held, order(key)) {
-            self.buckets[bucket(&key)] ^= old.version.hash();
+        if self.items.insert(held, order(key)).is_some() {
             self.replaced.note(now.mono, key);
         }
     }
@@ -583,11 +627,10 @@ impl Flood {
     }
 }
 
-fn bucket(key: &ItemKey) -> usize {
-    usize::from(key.origin.0[0])
-}
-
-const _: () = assert!(SUMMARY_BUCKETS == 256, "a bucket is one byte of the origin's key");
+const _: () = assert!(
+    SUMMARY_BUCKETS == table::BUCKETS,
+    "a bucket is the first byte of the origin's key"
+);
 
 #[cfg(test)]
 mod tests;

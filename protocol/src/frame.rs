@@ -116,6 +116,14 @@ wire_map! {
 }
 
 wire_map! {
+    /// Whether the sender wants the items that the receiver forwards. [FLOOD-14]
+    pub struct Forwarding {
+        /// Whether it does; at first everyone does.
+        0 => pub wanted: bool,
+    }
+}
+
+wire_map! {
     /// The sender's last frame: it closes the connection as soon as what was asked on it is answered. [CONN-9]
     pub struct Goodbye {
         /// A [`CloseReason`]'s code.
@@ -349,6 +357,8 @@ frames! {
     3 => Items(Items),
     /// Leaves the connection to what was asked on it.
     4 => Goodbye(Goodbye),
+    /// Says whether forwarded items are wanted.
+    5 => Forwarding(Forwarding),
     /// Offers a transfer.
     8 => Offer(OfferFrame),
     /// Accepts it.

@@ -38,6 +38,7 @@ pub mod frame;
 pub mod id;
 pub mod neighbors;
 pub mod random;
+pub mod sharing;
 pub mod sign;
 mod table;
 pub mod ticket;

@@ -55,6 +55,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const ROOM_SHARE: usize = 8;
 /// How long a newcomer may stay at a bootstrap peer that needs room: by then it has the directory, and neighbors.
 pub const ROOM_STAY: Duration = Duration::from_secs(10);
+/// How short that becomes while newcomers take the last of the room: long enough for a few round trips.
+pub const ROOM_STAY_MIN: Duration = Duration::from_millis(500);
 /// How long a peer with enough neighbors stays away from bootstrap peers after one has let it go: of ten thousand
 /// members 17 come back each second, and any part of a mesh that has lost the others sends somebody before long.
 pub const BOOTSTRAP_PAUSE: Duration = Duration::from_secs(600);

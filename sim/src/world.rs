@@ -23,6 +23,7 @@ pub use disk::{Disk, Received};
 use hyperfabric_protocol::cert::MeshRoot;
 use hyperfabric_protocol::fabric::{Event, Input};
 use hyperfabric_protocol::frame::Tally;
+use hyperfabric_protocol::sharing::Sharing;
 use hyperfabric_protocol::{Address, ConnId, Fabric, Instant, Now, PeerId, UnixMillis};
 use links::Connection;
 use network::Network;
@@ -105,6 +106,9 @@ pub struct WorldOptions {
     pub log: bool,
     /// Whether peers meet those that Kademlia makes them meet.
     pub discovery: bool,
+    /// Whether peers share equal parts of their databases, and the checks of items, for worlds of one mesh where no check
+    /// has to take its time.
+    pub share: bool,
 }
 
 impl Default for WorldOptions {
@@ -113,6 +117,7 @@ impl Default for WorldOptions {
             bytes: true,
             log: true,
             discovery: false,
+            share: false,
         }
     }
 }
@@ -130,6 +135,7 @@ pub struct World {
     queue: Queue,
     happenings: Slab<Happening>,
     checks: Checks,
+    sharing: Option<Sharing>,
     ledger: Ledger,
     faults: Draws,
     trace: Trace,
@@ -162,6 +168,7 @@ impl World {
             queue: Queue::new(),
             happenings: Slab::new(),
             checks: Checks::default(),
+            sharing: options.share.then(Sharing::default),
             ledger: Ledger::default(),
             faults: seed.stream(Stream::Faults, 0, 0),
             trace: Trace::new(seed.0),

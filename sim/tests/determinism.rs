@@ -25,14 +25,13 @@ fn config(seed: u64) -> ScaleConfig {
 }
 
 fn hash(seed: u64, bytes: bool) -> String {
-    let mut scale = Scale::new(
-        config(seed),
-        WorldOptions {
-            bytes,
-            log: false,
-            discovery: true,
-        },
-    );
+    let options = WorldOptions {
+        bytes,
+        log: false,
+        discovery: true,
+        share: !bytes,
+    };
+    let mut scale = Scale::new(config(seed), options);
     assert!(scale.run(), "the mesh did not come together");
     scale.report().trace_hash
 }

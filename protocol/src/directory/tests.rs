@@ -5,12 +5,12 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::SigningKey;
 use crate::UnixMillis;
 use crate::cbor::List;
 use crate::cert::{Membership, MeshRoot};
 use crate::flood::content::{NodeList, RecordBody};
 use crate::types::HardwareType;
+use crate::{Address, SigningKey};
 
 fn id(text: &str) -> NodeId {
     NodeId::new(text).unwrap()
@@ -41,6 +41,7 @@ fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Arc<Record> {
             bootstrap: None,
             agent: None,
         },
+        hash: u64::from(n) << 8 | nodes.len() as u64,
     })
 }
 

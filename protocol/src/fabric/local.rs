@@ -10,7 +10,7 @@ use crate::cbor::{self, List, Text};
 use crate::cert::{Member, Membership, MeshRoot};
 use crate::error::{DuplicateNodeError, InvalidNodeError, NodeNotFoundError};
 use crate::flood::content::{NODES_PER_PEER_MAX, NodeList, RecordBody, revocation_id};
-use crate::flood::{Content, ITEM_BODY_BYTES_MAX, ItemKey, ItemKind, Revocation};
+use crate::flood::{self, Content, ITEM_BODY_BYTES_MAX, ItemKey, ItemKind, Revocation};
 use crate::neighbors;
 use crate::ticket::Ticket;
 use crate::transfer::{self, Offer};
@@ -71,10 +71,12 @@ impl Fabric {
             agent: Some(Text::truncating(&self.agent)),
         };
         let bytes = cbor::to_bytes(&body);
-        self.flood
+        let signed = self
+            .flood
             .publish(now, &self.key, ItemKind::Record, 0, RECORD_LIFETIME, &bytes);
+        let hash = flood::hash_of(&signed);
         self.directory
-            .insert(Arc::new(crate::flood::Record { member, body }));
+            .insert(Arc::new(flood::Record { member, body, hash }));
         self.refresh_at = Some(now.mono.after(self.random.jittered(RECORD_REFRESH)));
     }
 

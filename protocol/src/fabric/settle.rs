@@ -86,7 +86,7 @@ impl Fabric {
                 restarted,
             } => {
                 if let Some(old) = self.up.insert(peer, conn) {
-                    self.flood.link_down(old);
+                    self.flood.link_down(now, old);
                 }
                 self.flood.link_up(now, conn);
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
@@ -99,7 +99,7 @@ impl Fabric {
             }
             neighbors::Event::Moved { peer, conn } => {
                 if let Some(old) = self.up.insert(peer, conn) {
-                    self.flood.link_down(old);
+                    self.flood.link_down(now, old);
                 }
                 self.flood.link_up(now, conn);
                 // Frames in flight on the old connection may be lost: each transfer says again what it last said.
@@ -108,7 +108,7 @@ impl Fabric {
             }
             neighbors::Event::Down { peer } => {
                 if let Some(conn) = self.up.remove(&peer) {
-                    self.flood.link_down(conn);
+                    self.flood.link_down(now, conn);
                 }
                 self.transfers_input(now, transfer::Input::PeerDown { peer });
                 self.events.push_back(Event::PeerDown { peer });
@@ -189,19 +189,20 @@ impl Fabric {
 
     fn on_directory(&mut self, now: Now, event: directory::Event) {
         match event {
-            directory::Event::Learned {
-                peer,
-                addresses,
-                bootstrap,
-            } => {
-                self.neighbors_input(
-                    now,
-                    neighbors::Input::Learned {
-                        peer,
-                        addresses,
-                        bootstrap,
-                    },
-                );
+            directory::Event::Learned { peer, bootstrap } => {
+                if self.neighbors.has_place(peer, bootstrap)
+                    && let Some(record) = self.directory.record(&peer)
+                {
+                    let addresses = record.body.addresses.0.clone();
+                    self.neighbors_input(
+                        now,
+                        neighbors::Input::Learned {
+                            peer,
+                            addresses,
+                            bootstrap,
+                        },
+                    );
+                }
             }
             directory::Event::Forgotten(_) => {}
             directory::Event::NodeAppeared { node_id, peer } => {

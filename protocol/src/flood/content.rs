@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use crate::cbor::{self, DecodeError, List, Text, wire_map};
 use crate::cert::{CertificateError, Delegation, Member, Membership, MeshRoot};
-use crate::flood::{Item, ItemKind};
+use crate::flood::{Item, ItemKind, hash_of};
 use crate::sign::{Domain, Signed};
 use crate::types::NodeSignature;
 use crate::{Address, NodeId, PeerId, Serial, UnixMillis};
@@ -80,6 +80,8 @@ pub struct Record {
     pub member: Member,
     /// What it publishes.
     pub body: RecordBody,
+    /// The hash of the item that says so ([`hash_of`](super::hash_of)).
+    pub hash: u64,
 }
 
 /// What a valid item says.
@@ -120,7 +122,11 @@ pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<Conten
     let item: Item = cbor::from_bytes(body)?;
     let origin = signed.claimed_signer();
     match item.kind {
-        ItemKind::Record => Ok(Content::Record(Arc::new(check_record(&item, root, origin, now)?))),
+        ItemKind::Record => {
+            let (member, body) = check_record(&item, root, origin, now)?;
+            let hash = hash_of(signed);
+            Ok(Content::Record(Arc::new(Record { member, body, hash })))
+        }
         ItemKind::Revocation => {
             let revocation = check_revocation(&item, root, origin, now)?;
             Ok(Content::Revocation(Arc::new(revocation)))
@@ -129,7 +135,12 @@ pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<Conten
     }
 }
 
-fn check_record(item: &Item, root: &MeshRoot, origin: PeerId, now: UnixMillis) -> Result<Record, ItemFault> {
+fn check_record(
+    item: &Item,
+    root: &MeshRoot,
+    origin: PeerId,
+    now: UnixMillis,
+) -> Result<(Member, RecordBody), ItemFault> {
     let body: RecordBody = cbor::from_bytes(&item.body)?;
     let member = Membership::verify(&cbor::to_bytes(&body.membership), root, &origin, now)?;
     if item.id != 0 {
@@ -143,7 +154,7 @@ fn check_record(item: &Item, root: &MeshRoot, origin: PeerId, now: UnixMillis) -
     {
         return Err(ItemFault::OutsideGrant);
     }
-    Ok(Record { member, body })
+    Ok((member, body))
 }
 
 fn check_revocation(

@@ -27,16 +27,17 @@ impl Flood {
     }
 
     /// Stops flooding over a connection.
-    pub fn link_down(&mut self, conn: ConnId) {
+    pub fn link_down(&mut self, now: Now, conn: ConnId) {
         self.links.remove(&conn);
+        self.keep_sources(now);
     }
 
-    fn send_summary(&mut self, now: Now, conn: ConnId) {
+    pub(super) fn send_summary(&mut self, now: Now, conn: ConnId) {
         if let Some(link) = self.links.get_mut(&conn) {
             link.summary_at = now.mono;
             link.digests = (link.digests + SUMMARY_BUCKETS).min(2 * SUMMARY_BUCKETS);
         }
-        let summary = Frame::Summary(Summary(self.buckets.clone()));
+        let summary = Frame::Summary(Summary(self.summary()));
         self.transmits.push_back((conn, summary));
     }
 
@@ -73,14 +74,14 @@ impl Flood {
         }
         // What the other side lacks it says in answer to a summary of this one. [FLOOD-3]
         let quiet = |link: &Link| now.mono.since(link.summary_at) >= ANSWER_INTERVAL;
-        if summary.0 != self.buckets && self.links.get(&conn).is_some_and(quiet) {
+        if summary.0 != self.summary() && self.links.get(&conn).is_some_and(quiet) {
             self.send_summary(now, conn);
         }
         let start = usize::try_from(self.random.below(SUMMARY_BUCKETS as u64)).unwrap_or(0);
         for index in (start..SUMMARY_BUCKETS).chain(0..start) {
             let theirs = summary.0.get(index).copied().unwrap_or(0);
             // Whoever has nothing in a bucket has nothing to send, and says itself what it lacks.
-            if theirs == 0 || self.buckets.get(index) == Some(&theirs) {
+            if theirs == 0 || self.items.hash_of(index) == theirs {
                 continue;
             }
             let hashes = self.bucket_items(index).map(|held| held.version.hash());
@@ -156,6 +157,7 @@ impl Flood {
             // What was replaced meanwhile is not sent.
             fresh.retain(|(version, _)| is_current(&self.items, version));
         }
+        let forced = if forwards { self.forced() } else { Vec::new() };
         let mut links = core::mem::take(&mut self.links);
         for (conn, link) in &mut links {
             let mut lacking = core::mem::take(&mut link.lacking);
@@ -168,10 +170,14 @@ impl Flood {
             lacking.retain(|version| !has(version));
             let mut asked: Vec<u64> = lacking.iter().map(|version| version.hash()).collect();
             asked.sort_unstable();
+            // [FLOOD-14]
+            let open = !link.unwanted || forced.contains(conn);
+            let local = self.local;
             let new = fresh
                 .iter()
                 .filter(|(_, from)| *from != Some(*conn))
                 .map(|(version, _)| version)
+                .filter(|version| open || version.key().origin == local)
                 // An item that is new and was asked for goes once.
                 .filter(|version| !has(version) && asked.binary_search(&version.hash()).is_err());
             send_items(&mut self.transmits, *conn, new.chain(&lacking));

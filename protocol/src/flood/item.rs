@@ -4,7 +4,9 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
+use super::content::Content;
 use crate::cbor::{self, Blob, DecodeError, Decoder, Encoder, Value, wire_map};
+use crate::cert::CLOCK_SKEW_MAX;
 use crate::sign::Signed;
 use crate::{PeerId, UnixMillis};
 
@@ -129,6 +131,8 @@ pub struct Version {
     /// The hash of the signed bytes, once somebody has asked for it; 0 before. Most of what arrives is known already
     /// and never hashed.
     hash: AtomicU64,
+    /// What a check of this very object has found, and when, for the other peers of a process that share checks.
+    vouched: spin::Once<(Content, UnixMillis)>,
 }
 
 impl PartialEq for Version {
@@ -153,6 +157,7 @@ impl Version {
             issued: item.issued,
             expires: item.expires(),
             hash: AtomicU64::new(0),
+            vouched: spin::Once::new(),
             signed,
         }))
     }
@@ -201,15 +206,36 @@ impl Version {
         if known != 0 {
             return known;
         }
-        let digest = blake3::hash(self.signed.as_bytes());
-        let (head, _) = digest
-            .as_bytes()
-            .split_first_chunk::<8>()
-            .expect("a digest has 32 bytes");
-        let hash = u64::from_be_bytes(*head);
+        let hash = hash_of(&self.signed);
         self.hash.store(hash, Ordering::Relaxed);
         hash
     }
+
+    /// Notes what a check has found, for others who get the same object.
+    pub(super) fn vouch(&self, content: &Content, now: UnixMillis) {
+        self.vouched.call_once(|| (content.clone(), now));
+    }
+
+    /// Returns what somebody else's check has found, when an own one would find the same now.
+    pub(super) fn vouched(&self, now: UnixMillis) -> Option<&Content> {
+        let (content, since) = self.vouched.get()?;
+        let in_force = match content {
+            Content::Record(record) => now.before(CLOCK_SKEW_MAX) <= record.member.not_after,
+            Content::Revocation(_) => true,
+        };
+        (in_force && now >= *since).then_some(content)
+    }
+}
+
+/// Returns the hash by which a signed item's version is known. [FLOOD-3]
+#[must_use]
+pub fn hash_of(signed: &Signed) -> u64 {
+    let digest = blake3::hash(signed.as_bytes());
+    let (head, _) = digest
+        .as_bytes()
+        .split_first_chunk::<8>()
+        .expect("a digest has 32 bytes");
+    u64::from_be_bytes(*head)
 }
 
 impl Value for Arc<Version> {

@@ -59,6 +59,7 @@ struct Net {
     /// Both ends of each link have the link's number as connection.
     links: BTreeMap<u64, (usize, usize)>,
     frames: u64,
+    items: u64,
     violations: Vec<FloodViolation>,
 }
 
@@ -72,6 +73,7 @@ impl Net {
             peers,
             links: BTreeMap::new(),
             frames: 0,
+            items: 0,
             violations: Vec::new(),
         }
     }
@@ -103,7 +105,9 @@ impl Net {
         match frame {
             Frame::Summary(summary) => flood.handle_summary(self.now, conn, summary),
             Frame::Digest(digest) => flood.handle_digest(self.now, conn, digest),
+            Frame::Forwarding(forwarding) => flood.handle_forwarding(conn, forwarding),
             Frame::Items(items) => {
+                self.items += items.items.len() as u64;
                 if let Err(violation) = flood.handle_items(self.now, conn, from, items) {
                     self.violations.push(violation);
                 }
@@ -157,6 +161,32 @@ impl Net {
             }
         }
         while self.step() {}
+    }
+
+    /// Links everyone of a group with everyone of it.
+    fn mesh(&mut self, group: core::ops::Range<usize>) {
+        for a in group.clone() {
+            for b in a + 1..group.end {
+                self.link(a, b);
+            }
+        }
+    }
+
+    /// Lets everyone of a group publish this often, at the pace that is allowed.
+    fn busy(&mut self, group: core::ops::Range<usize>, rounds: usize) {
+        for _ in 0..rounds {
+            group.clone().for_each(|n| self.publish(n));
+            self.run(Duration::from_millis(1200));
+        }
+    }
+
+    fn knows(&self, peer: usize, origin: usize) -> bool {
+        let key = ItemKey {
+            origin: self.peers[origin].0.peer_id(),
+            kind: ItemKind::Record,
+            id: 0,
+        };
+        self.peers[peer].1.get(&key).is_some()
     }
 
     fn assert_equal(&self, count: usize) {
@@ -596,4 +626,83 @@ fn summaries_and_digests_beyond_a_neighbors_budget_are_not_answered() {
         answers += core::iter::from_fn(|| flood.poll_transmit()).count();
     }
     assert_eq!(answers, SUMMARY_BUCKETS);
+}
+
+#[test]
+fn a_busy_crowd_comes_to_get_each_item_a_few_times_and_not_from_everyone() {
+    // [FLOOD-14]
+    let mut net = Net::new(16);
+    net.mesh(0..16);
+    let copies = |net: &mut Net| {
+        let before = net.items;
+        net.busy(0..3, 10);
+        (net.items - before) as f64 / (10.0 * 3.0 * 15.0)
+    };
+    let all = copies(&mut net);
+    assert!(
+        all > 10.0,
+        "each item came {all} times of 15 before anyone has declined"
+    );
+    net.busy(0..3, 100);
+    let few = copies(&mut net);
+    assert!((1.0..6.0).contains(&few), "each item came {few} times of 15");
+    net.assert_equal(3);
+    assert_eq!(net.violations, []);
+}
+
+#[test]
+fn an_item_that_comes_over_the_only_link_to_a_crowd_spreads_in_it_at_once() {
+    // [FLOOD-14] The members of the crowd have declined what the end of that link forwards: it was always late.
+    let mut net = Net::new(18);
+    net.mesh(0..16);
+    net.link(15, 16);
+    net.link(16, 17);
+    net.busy(0..3, 100);
+    let declined = net.peers[15]
+        .1
+        .links
+        .values()
+        .filter(|link| link.unwanted)
+        .count();
+    assert!(declined > 8, "only {declined} have declined");
+    net.publish(17);
+    net.run(Duration::from_millis(1500));
+    (0..18).for_each(|n| assert!(net.knows(n, 17), "peer {n} has not heard of the far end"));
+}
+
+#[test]
+fn who_loses_the_neighbors_that_forward_takes_others_back_and_misses_nothing() {
+    // [FLOOD-14]
+    let mut net = Net::new(12);
+    net.mesh(0..12);
+    net.busy(1..4, 100);
+    let mut sources: Vec<ConnId> = Vec::new();
+    for (conn, link) in &net.peers[0].1.links {
+        if !link.declined {
+            sources.push(*conn);
+        }
+    }
+    assert!(sources.len() < 8, "{} forward", sources.len());
+    // They are gone, with what they would have forwarded.
+    (1..12).for_each(|n| net.publish(n));
+    for conn in sources {
+        let (a, b) = net.links[&conn.0];
+        let now = net.now;
+        net.peers[a].1.link_down(now, conn);
+        net.peers[b].1.link_down(now, conn);
+    }
+    net.run(Duration::from_secs(2));
+    let open = net.peers[0]
+        .1
+        .links
+        .values()
+        .filter(|link| !link.declined)
+        .count();
+    assert!(
+        open >= copies::COPIES.min(net.peers[0].1.links.len()),
+        "{open} are left"
+    );
+    net.busy(1..12, 3);
+    let digest = net.peers[5].1.digest();
+    assert_eq!(net.peers[0].1.digest(), digest);
 }

@@ -47,6 +47,11 @@ impl Unchecked {
         self.bytes
     }
 
+    /// Tells whether nothing is being checked, or waits for that.
+    pub(super) fn is_idle(&self) -> bool {
+        self.out == 0 && self.waiting.is_empty()
+    }
+
     /// Counts an item, unless its connection has too many already.
     pub(super) fn hold(&mut self, conn: ConnId, version: &Version) -> bool {
         let (bytes, own) = (

@@ -129,13 +129,21 @@ impl Neighbors {
     }
 
     pub(super) fn on_learned(&mut self, id: PeerId, addresses: Vec<Address>, bootstrap: bool) {
+        if self.has_place(id, bootstrap) {
+            self.learn(id, addresses, bootstrap);
+        }
+    }
+
+    /// Tells whether there is a place for a peer that the directory has learned of, after making one where the draw
+    /// says so.
+    pub(crate) fn has_place(&mut self, id: PeerId, bootstrap: bool) -> bool {
         let full = self.peers.len() >= PEERS_KNOWN_MAX;
         if full && !self.peers.contains_key(&id) && !(bootstrap && self.bootstraps.len() < BOOTSTRAPS_MAX) {
             // Reservoir sampling: whoever comes is as likely to be kept as those who came before.
             self.strangers_seen += 1;
             let seen = PEERS_KNOWN_MAX as u64 + self.strangers_seen;
             if self.random.below(seen) >= PEERS_KNOWN_MAX as u64 {
-                return;
+                return false;
             }
             // A few tries: the whole table is not looked through for every member of a large mesh.
             let pivot = PeerId(self.random.bytes());
@@ -144,11 +152,11 @@ impl Neighbors {
                 peer.is_some_and(|peer| !peer.lost && peer.wants == 0 && peer.given.is_empty())
             };
             let Some(victim) = self.ready.range(pivot..).take(8).find(plain).copied() else {
-                return;
+                return false;
             };
             self.forget(victim);
         }
-        self.learn(id, addresses, bootstrap);
+        true
     }
 
     fn learn(&mut self, id: PeerId, mut addresses: Vec<Address>, bootstrap: bool) {

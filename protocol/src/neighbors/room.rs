@@ -8,7 +8,7 @@
 //!
 //! It leaves out how many neighbors somebody else has, which no frame says: who has too few comes back soon.
 
-use super::{BOOTSTRAP_PAUSE, CloseReason, Neighbors, ROOM_SHARE, ROOM_STAY, Timer};
+use super::{BOOTSTRAP_PAUSE, CloseReason, Neighbors, ROOM_SHARE, ROOM_STAY, ROOM_STAY_MIN, Timer};
 use crate::{Instant, PeerId};
 
 impl Neighbors {
@@ -18,11 +18,15 @@ impl Neighbors {
             return;
         }
         let max = self.config.connections_max;
+        let room = max.div_ceil(ROOM_SHARE);
         let mut due = None;
-        while self.linked.len() > max - max.div_ceil(ROOM_SHARE)
+        while self.linked.len() > max - room
             && let Some((since, id)) = self.idle.first().copied()
         {
-            let at = since.after(ROOM_STAY);
+            // The less room is left, the shorter is the stay.
+            let left = u32::try_from(max.saturating_sub(self.linked.len())).unwrap_or(u32::MAX);
+            let stay = ROOM_STAY * left / u32::try_from(room).unwrap_or(u32::MAX);
+            let at = since.after(stay.max(ROOM_STAY_MIN));
             if at > now {
                 due = Some(at);
                 break;

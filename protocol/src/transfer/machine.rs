@@ -593,6 +593,7 @@ impl Transfers {
             Frame::Hello(_)
             | Frame::Summary(_)
             | Frame::Digest(_)
+            | Frame::Forwarding(_)
             | Frame::Items(_)
             | Frame::Goodbye(_)
             | Frame::JoinRequest(_)

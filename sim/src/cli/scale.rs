@@ -136,6 +136,7 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
         bytes: args.bytes,
         log: false,
         discovery: true,
+        share: true,
     };
     let mut scale = Scale::new(config, options);
     let good = scale.run();

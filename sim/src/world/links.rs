@@ -475,6 +475,7 @@ impl World {
         let (other, class) = (connection.ends[1 - side].peer, connection.class);
         let start = self.peers[index.0].start;
         self.peers[index.0].conns.remove(&id);
+        self.peers[index.0].ghosts.insert(id);
         let mine = conn_id(id, side);
         self.schedule_own_end(index, start, mine);
         let theirs = conn_id(id, 1 - side);
@@ -522,9 +523,16 @@ impl World {
             return;
         };
         let open: Vec<usize> = (0..2).filter(|side| connection.ends[*side].open).collect();
+        let peers = connection.ends.each_ref().map(|end| end.peer);
         match open[..] {
-            [] => self.connections[usize::try_from(id).unwrap_or(usize::MAX)] = None,
+            [] => {
+                self.connections[usize::try_from(id).unwrap_or(usize::MAX)] = None;
+                for peer in peers {
+                    self.peers[peer.0].ghosts.remove(&id);
+                }
+            }
             [side] => {
+                self.peers[peers[1 - side].0].ghosts.insert(id);
                 let conn = conn_id(id, side);
                 self.deafen(conn);
                 self.reset_if_answered(conn);
@@ -582,6 +590,7 @@ impl World {
                 if let Some((connection, _)) = self.connection(conn) {
                     if connection.ends[side].peer == index {
                         connection.ends[side].open = false;
+                        self.peers[index.0].ghosts.insert(id);
                     } else {
                         self.deafen(conn);
                     }
@@ -589,19 +598,19 @@ impl World {
             }
             let slot = usize::try_from(id).unwrap_or(usize::MAX);
             let ended = |c: &Connection| c.ends.iter().all(|end| !end.open);
-            if self.connections[slot].as_deref().is_some_and(ended) {
-                self.connections[slot] = None;
+            if let Some(connection) = self.connections[slot].take_if(|connection| ended(connection)) {
+                for end in &connection.ends {
+                    self.peers[end.peer.0].ghosts.remove(&id);
+                }
             }
         }
     }
 
     /// A peer's new process answers the packets of connections that it does not know.
     pub(super) fn reset_forgotten(&mut self, index: PeerIndex) {
-        let stale: Vec<ConnId> = self
-            .peers
+        let stale: Vec<ConnId> = self.peers[index.0]
+            .ghosts
             .iter()
-            .filter(|peer| !peer.conns.is_empty())
-            .flat_map(|peer| peer.conns.iter())
             .filter_map(|id| {
                 let connection = self.connections.get(usize::try_from(*id).ok()?)?.as_deref()?;
                 let gone = connection

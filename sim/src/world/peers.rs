@@ -99,6 +99,8 @@ pub(super) struct Peer {
     armed: Option<Instant>,
     pub(super) conns: BTreeSet<u64>,
     pub(super) discovery: Option<Box<Discovery>>,
+    /// Connections that it has no more, and whose other side may not have heard so.
+    pub(super) ghosts: BTreeSet<u64>,
     /// Payloads being sent, with their attempt.
     pub(super) sending: BTreeMap<TransferId, u32>,
     /// Payloads expected: sender, transfer and attempt.
@@ -208,6 +210,7 @@ impl World {
             armed: None,
             conns: BTreeSet::new(),
             discovery: None,
+            ghosts: BTreeSet::new(),
             sending: BTreeMap::new(),
             expecting: BTreeMap::new(),
         });
@@ -246,7 +249,7 @@ impl World {
         peer.start += 1;
         self.trace.event(self.now, 2, index.0);
         let seed = self.seed.secret(index.0 as u64, u64::from(peer.start));
-        let mut fabric = Fabric::new(
+        let mut fabric = Fabric::with_sharing(
             now,
             FabricConfig {
                 key: peer.key.clone(),
@@ -265,6 +268,7 @@ impl World {
                 transfers_max: transfer::limits::INCOMING_MAX,
                 seed,
             },
+            self.sharing.as_ref(),
         );
         for (issuer, addresses) in &peer.disk.issuers {
             fabric.learn(now, *issuer, addresses.clone(), true);

@@ -79,6 +79,7 @@ impl Trace {
             | Frame::JoinReply(_)
             | Frame::RenewRequest(_)
             | Frame::RenewReply(_)
+            | Frame::Forwarding(_)
             | Frame::Goodbye(_) => self.bytes(&frame.to_bytes()),
         }
     }
