@@ -186,7 +186,10 @@ impl Directory {
     }
 
     fn claims_of(&self, node_id: &NodeId) -> impl Iterator<Item = &Claim> {
-        let hash = hash_of(node_id);
+        self.claims_with(hash_of(node_id), node_id)
+    }
+
+    fn claims_with(&self, hash: u32, node_id: &NodeId) -> impl Iterator<Item = &Claim> {
         let near = self
             .claims
             .iter_from(hash)
@@ -201,7 +204,7 @@ impl Directory {
             node: u16::try_from(node).unwrap_or(u16::MAX),
         };
         let (node_id, rank) = (claim.node_id().clone(), claim.rank());
-        if self.claims_of(&node_id).next().is_none() {
+        if self.claims_with(claim.hash, &node_id).next().is_none() {
             // Most names have one claimant, who comes once.
             self.claims.insert(claim, |other| {
                 (other.node_id(), other.rank()).cmp(&(&node_id, rank))

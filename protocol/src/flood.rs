@@ -348,15 +348,34 @@ impl Flood {
         peer: PeerId,
         items: &Items,
     ) -> Result<(), FloodViolation> {
+        let (copies, news): (Vec<_>, Vec<_>) = items.items.iter().partition(|version| self.has(version));
         if let Some(link) = self.links.get_mut(&conn) {
             link.peer = Some(peer);
         }
+        if !copies.is_empty() {
+            // The signature of a copy that came from somebody else was checked, and its hash is known.
+            self.note_copies(conn, &copies);
+        }
         // What others have checked is accepted at once, but not before what has to be checked.
         let mut vouched = self.shares_checks && self.unchecked.is_idle();
-        for version in items.items.iter() {
+        for version in news {
             self.consider(now, conn, peer, version, &mut vouched)?;
         }
         Ok(())
+    }
+
+    /// Tells whether the database has this very version.
+    fn has(&self, version: &Arc<Version>) -> bool {
+        let key = version.key();
+        // Most of what arrives is known, and in one process it is the very same object.
+        let by = |held: &Held| match Arc::ptr_eq(&held.version, version) {
+            true => Ordering::Equal,
+            false => held.version.key().cmp(&key),
+        };
+        let held = self.items.get(version.lead(), by);
+        held.is_some_and(|held| {
+            Arc::ptr_eq(&held.version, version) || held.version.sequence() == version.sequence()
+        })
     }
 
     fn consider(
@@ -368,19 +387,7 @@ impl Flood {
         vouched: &mut bool,
     ) -> Result<(), FloodViolation> {
         let key = version.key();
-        // Most of what arrives is known, and in one process it is the very same object.
-        let by = |held: &Held| match Arc::ptr_eq(&held.version, version) {
-            true => Ordering::Equal,
-            false => held.version.key().cmp(&key),
-        };
-        let known = self.items.get(version.lead(), by);
-        if let Some(held) = known.filter(|held| held.version.sequence() == version.sequence()) {
-            let hash = held.version.hash();
-            self.note_echo(conn, hash);
-            self.count_copy(conn, hash, false);
-            return Ok(());
-        }
-        let known = known.map(|held| held.version.sequence());
+        let known = self.held(&key).map(|held| held.version.sequence());
         // [FLOOD-7] Too old, or from a clock that is too far ahead: not wrong, but not taken either.
         let lifetime_max = match key.kind {
             ItemKind::Record => RECORD_LIFETIME_MAX,
@@ -393,8 +400,7 @@ impl Flood {
         }
         let checking = self.checking.get(&key).copied();
         if checking == Some(version.sequence()) {
-            self.note_echo(conn, version.hash());
-            self.count_copy(conn, version.hash(), false);
+            self.note_copies(conn, &[version]);
         }
         if version.sequence() <= known.max(checking).unwrap_or(0) {
             return Ok(());

@@ -51,13 +51,17 @@ impl Flood {
         let Some(copy) = self.samples.count(hash, new) else {
             return;
         };
-        let sources = self.links.values().filter(|link| !link.declined).count();
         let Some(link) = self.links.get_mut(&conn) else {
             return;
         };
         link.late = if copy > COPIES { link.late + 1 } else { 0 };
-        if link.late >= LATE_MAX && !link.declined && sources > COPIES {
-            link.declined = true;
+        if link.late < LATE_MAX || link.declined {
+            return;
+        }
+        if self.links.values().filter(|link| !link.declined).count() > COPIES {
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.declined = true;
+            }
             self.ask(conn, false);
         }
     }

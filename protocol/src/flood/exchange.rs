@@ -134,14 +134,18 @@ impl Flood {
         }
     }
 
-    /// Notes that a neighbor has a version: no need to send it back.
-    pub(super) fn note_echo(&mut self, conn: ConnId, hash: u64) {
+    /// Notes that a neighbor has versions: no need to send them back.
+    pub(super) fn note_copies(&mut self, conn: ConnId, copies: &[&Arc<Version>]) {
         let waits = !self.fresh.is_empty() || !self.checking.is_empty();
         if let Some(link) = self.links.get_mut(&conn)
             && (waits || !link.lacking.is_empty())
-            && link.echoes.len() < ECHOES_MAX
         {
-            link.echoes.push(hash);
+            let room = ECHOES_MAX.saturating_sub(link.echoes.len());
+            let hashes = copies.iter().map(|version| version.hash());
+            link.echoes.extend(hashes.take(room));
+        }
+        for version in copies {
+            self.count_copy(conn, version.hash(), false);
         }
     }
 
