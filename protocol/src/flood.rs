@@ -6,7 +6,7 @@
 //! when a link comes up; and now and then they compare them again, which repairs whatever was dropped.
 //!
 //! What an item says is not judged here: [`content::check`] does that as a job, off the network thread.
-//! [FLOOD-1..13]
+//! [FLOOD-1..14]
 
 pub mod content;
 mod copies;

@@ -29,6 +29,7 @@ pub(super) fn observe(case: &Case, situation: &Situation) -> Observed {
         bytes: false,
         log: false,
         discovery: true,
+        share: false,
     };
     let mut world = World::with_options(case.seed, situation.base, options);
     world.set_topology(&situation.topology);

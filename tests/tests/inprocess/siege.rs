@@ -18,7 +18,7 @@ use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::flood::{Item, ItemKind, Version};
 use hyperfabric_protocol::frame::{
     Abort, Accept, Delivered, Digest, Finish, Frame, Items, JoinRequest, OfferFrame, Progress, RenewRequest,
-    Summary,
+    Summary, Versions,
 };
 use hyperfabric_protocol::sign::Domain;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, ChunkRanges, Fault, Offer, PayloadKind};
