@@ -54,12 +54,26 @@ struct Shared {
     crashed: bool,
     failures: BTreeMap<Operation, io::ErrorKind>,
     capacity_bytes: Option<u64>,
+    /// Handles of each file that are open: it stays for them when its name is gone.
+    open: BTreeMap<u64, usize>,
 }
 
 #[derive(Debug)]
 struct LossyFile {
     storage: LossyStorage,
     inode: u64,
+}
+
+impl Drop for LossyFile {
+    fn drop(&mut self) {
+        let mut shared = self.storage.lock();
+        if let Some(handles) = shared.open.get_mut(&self.inode) {
+            *handles -= 1;
+            if *handles == 0 {
+                shared.open.remove(&self.inode);
+            }
+        }
+    }
 }
 
 /// The journal's bytes within a [`LossyStorage`], as a backend for redb.
@@ -82,6 +96,12 @@ impl LossyStorage {
     /// Lets the machine die at the operation with this number: it and all that follow fail.
     pub fn crash_at(&self, operation: u64) {
         self.lock().crash_at = Some(operation);
+    }
+
+    /// Files whose contents are kept, with and without a name.
+    #[cfg(test)]
+    pub(super) fn files_kept(&self) -> usize {
+        self.lock().world.files_kept()
     }
 
     /// Whether the machine has died.
@@ -200,6 +220,7 @@ impl Storage for LossyStorage {
                 None => return Err(io::ErrorKind::NotFound.into()),
             }
         };
+        *self.lock().open.entry(inode).or_default() += 1;
         Ok(Arc::new(LossyFile {
             storage: self.clone(),
             inode,
@@ -253,7 +274,10 @@ impl Storage for LossyStorage {
     }
 
     fn sync_folder(&self, folder: &RelPath) -> io::Result<()> {
-        self.change(Operation::SyncFolder)?.world.sync_folder(folder);
+        let mut shared = self.change(Operation::SyncFolder)?;
+        let Shared { world, open, .. } = &mut *shared;
+        world.sync_folder(folder);
+        world.forget_nameless(|inode| open.contains_key(&inode));
         Ok(())
     }
 

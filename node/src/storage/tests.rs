@@ -198,3 +198,23 @@ fn a_storage_fails_when_told_to() {
     assert!(file.write_at(0, b"x").is_err());
     assert!(storage.has_crashed() && file.size().is_err());
 }
+
+#[test]
+fn a_file_that_was_removed_is_kept_while_somebody_has_it_open_or_a_crash_may_bring_it_back() {
+    let storage = LossyStorage::new();
+    let file = storage.open(&path("f"), Access::CreateNew).unwrap();
+    file.write_at(0, b"x").unwrap();
+    file.sync_all().unwrap();
+    storage.sync_folder(&RelPath::ROOT).unwrap();
+    storage.remove(&path("f")).unwrap();
+    let back = |storage: &LossyStorage| {
+        (0..20).any(|seed| storage.reboot(seed).metadata(&path("f")).unwrap().is_some())
+    };
+    assert!(back(&storage), "the removal was not synced");
+    storage.sync_folder(&RelPath::ROOT).unwrap();
+    assert!(!back(&storage));
+    assert_eq!((storage.files_kept(), file.size().unwrap()), (1, 1));
+    drop(file);
+    storage.sync_folder(&RelPath::ROOT).unwrap();
+    assert_eq!((storage.files_kept(), storage.reboot(0).files_kept()), (0, 0));
+}

@@ -1,6 +1,6 @@
 //! Contents and names of a lossy storage, each as seen now and as a power cut would leave them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::super::RelPath;
@@ -201,6 +201,27 @@ impl World {
         files.into_iter().try_for_each(|inode| self.sync(inode))
     }
 
+    /// Forgets files that have no name any more, neither now nor after a power cut, unless they are `open`.
+    pub(super) fn forget_nameless(&mut self, open: impl Fn(u64) -> bool) {
+        let nodes = self.names.values().chain(self.durable_names.values());
+        let adding = self.pending.iter().filter_map(|change| match change {
+            NameChange::Add { node, .. } => Some(node),
+            NameChange::Remove { .. } | NameChange::Rename { .. } => None,
+        });
+        let inode = |node: &Node| match node {
+            Node::File(inode) => Some(*inode),
+            Node::Folder => None,
+        };
+        let named: BTreeSet<u64> = nodes.chain(adding).filter_map(inode).collect();
+        self.inodes
+            .retain(|inode, _| *inode == JOURNAL_INODE || named.contains(inode) || open(*inode));
+    }
+
+    #[cfg(test)]
+    pub(super) fn files_kept(&self) -> usize {
+        self.inodes.len() - 1
+    }
+
     fn inode(&self, inode: u64) -> io::Result<&Inode> {
         self.inodes
             .get(&inode)
@@ -294,13 +315,15 @@ impl World {
                 },
             );
         }
-        Self {
+        let mut found = Self {
             inodes,
             next_inode: self.next_inode,
             durable_names: names.clone(),
             names,
             pending: Vec::new(),
-        }
+        };
+        found.forget_nameless(|_| false);
+        found
     }
 }
 
