@@ -109,7 +109,7 @@ fn real_nodes_whose_network_processes_disks_and_clocks_fail_lose_nothing_and_agr
     );
     assert_eq!(report.transfers.arrived, report.transfers.sent, "{report:#?}");
     assert!(
-        report.transfers.sent >= 8 && report.messages.arrived > 10,
+        report.transfers.sent >= 8 && report.messages.arrived >= 15,
         "{report:#?}"
     );
     assert!(report.connections.max <= DEGREE_MAX, "{report:#?}");

@@ -320,7 +320,13 @@ impl Play {
         // In virtual time these are the transfer's id.
         let _id = [draws.u64(), draws.u64()];
         let from = members[draws.index(members.len())];
-        let to = members[draws.index(members.len())];
+        let drawn = draws.index(members.len());
+        // Nobody sends to itself: then the next one is meant.
+        let to = if members[drawn] == from {
+            members[(drawn + 1) % members.len()]
+        } else {
+            members[drawn]
+        };
         if from == to || self.sites[from].node().is_none() {
             // The members, and who runs, have changed by the next time.
             if tries < SEND_TRIES {

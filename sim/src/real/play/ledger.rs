@@ -188,6 +188,7 @@ impl Ledger {
                         // Its owner takes it away, so that disks in memory do not fill up.
                         if let Some(path) = inbox_path(&sender, &name).filter(|_| whole) {
                             let _ = storage.remove(&path);
+                            let _ = storage.sync_folder(&path.parent());
                         }
                         whole
                     };
