@@ -340,16 +340,13 @@ fn a_load_test_delivers_what_is_asked_over_as_many_connections_and_says_what_it_
         (12.0, 12.0),
         "{report}"
     );
-    assert!(
-        (290..=300).contains(&report["messages"]["sent"].as_u64().unwrap()),
-        "{report}"
-    );
+    assert_eq!(report["messages"]["sent"], 300, "{report}");
     assert_eq!(
         report["messages"]["sent"], report["messages"]["arrived"],
         "{report}"
     );
     assert!(
-        number("rate_achieved") > 80.0 && number("cpu") > 0.0 && number("rss_bytes") > 1e6,
+        number("rate_achieved") > 50.0 && number("cpu") > 0.0 && number("rss_bytes") > 1e6,
         "{report}"
     );
     let many = sim(&["load-test", "--connections", "16", "--peers", "6"]);

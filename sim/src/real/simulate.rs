@@ -282,7 +282,8 @@ impl Load<'_> {
         let begun = Instant::now();
         let mut ticks = tokio::time::interval(TICK);
         let mut told = 0;
-        while begun.elapsed() < self.duration {
+        let mut over = false;
+        while !over {
             tokio::select! {
                 _ = ticks.tick() => {}
                 Some(end) = under_way.join_next(), if !under_way.is_empty() => {
@@ -290,6 +291,8 @@ impl Load<'_> {
                     continue;
                 }
             }
+            // What was due in the end is sent, however late this look at it is.
+            over = begun.elapsed() >= self.duration;
             let passed = begun.elapsed().min(self.duration).as_secs_f64();
             while due < (passed * f64::from(self.rate)) as u64 {
                 if under_way.len() < UNDER_WAY_MAX {

@@ -168,4 +168,31 @@ mod tests {
             assert!(error.contains("queue"), "{error}");
         }
     }
+
+    #[test]
+    fn a_topology_in_a_scenario_is_checked_with_it() {
+        let text = "intent = 'x.'\npeers = 2\nlasts = '9s'\n\
+            [[fault]]\nkind = 'partition'\nat = '1s'\nlasts = '1s'\nregion = 'home'\n\
+            [topology]\nshape = 'custom'\n\
+            [topology.regions]\nnames = ['home', 'cloud']\nlatency = [['1ms', '9ms'], ['8ms', '1ms']]\n\
+            [[topology.node]]\nname = 'a'\n[[topology.node]]\nname = 'b'\nregion = 'cloud'\n";
+        let parse = |text: &str| Scenario::parse(text, Path::new("x.toml"));
+        let scenario = parse(text).unwrap();
+        let error = scenario.check_virtual().unwrap_err().to_string();
+        assert!(
+            error.contains("cloud") && error.contains("both directions"),
+            "{error}"
+        );
+        let even = parse(&text.replace("'8ms'", "'9ms'")).unwrap();
+        assert_eq!(even.check_virtual().map_err(|error| error.to_string()), Ok(()));
+        for (from, to, reason) in [
+            ("region = 'home'", "region = 'mars'", "there are home, cloud"),
+            ("peers = 2", "peers = 3", "2 nodes"),
+            ("region = 'cloud'", "region = 'clouds'", "topology"),
+            ("shape = 'custom'", "shape = 'custom'\nnods = 2", "x.toml"),
+        ] {
+            let error = parse(&text.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 }
