@@ -2,7 +2,8 @@
 //!
 //! The hold model: take the next entry, schedule another one at a distance that looks like a mesh's: frames on their
 //! way (exponential), timers of one second, timers far away. The two queues take turns, so that what else the
-//! machine does hits both; medians are printed with the least and the most.
+//! machine does hits both; medians are printed with the least and the most. Beside them stands how many events a second
+//! the protocol itself works off, while a mesh of a thousand peers comes together: what the queue's speed is worth.
 //!
 //!     cargo bench -p hyperfabric-sim --bench queue
 #![forbid(unsafe_code)]
@@ -10,13 +11,18 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use hyperfabric_sim::conditions::Conditions;
 use hyperfabric_sim::queue::Queue;
+use hyperfabric_sim::scale::{Scale, ScaleConfig};
+use hyperfabric_sim::topology::Shape;
+use hyperfabric_sim::world::WorldOptions;
 
 const PENDING: u32 = 1_000_000;
 const HOLDS: u32 = 1_000_000;
 const ROUNDS: usize = 7;
+const PEERS: usize = 1_000;
 /// What the calendar is kept for.
 const TARGET: f64 = 4.0;
 
@@ -69,6 +75,29 @@ fn median(mut times: Vec<f64>, name: &str) -> f64 {
     middle
 }
 
+/// Returns how many events a second the protocol works off, the queue included.
+fn protocol() -> f64 {
+    let config = ScaleConfig {
+        peers: PEERS,
+        seed: 1,
+        shape: Shape::Full,
+        link: Conditions::default(),
+        join_within: Duration::from_secs(10),
+        tickets: true,
+        limit: Duration::from_secs(600),
+    };
+    let options = WorldOptions {
+        bytes: false,
+        log: false,
+        discovery: true,
+        share: true,
+    };
+    let begin = Instant::now();
+    let mut scale = Scale::new(config, options);
+    assert!(scale.run(), "the mesh did not come together");
+    scale.report().events as f64 / begin.elapsed().as_secs_f64()
+}
+
 fn main() -> std::process::ExitCode {
     let mut queue = Queue::new();
     let mut heap = BinaryHeap::new();
@@ -116,8 +145,14 @@ fn main() -> std::process::ExitCode {
         }
     }
     println!("{PENDING} pending, {ROUNDS} rounds of {HOLDS} holds, in turns");
-    let ratio = median(binary, "BinaryHeap") / median(calendar, "calendar");
+    let calendar = median(calendar, "calendar");
+    let ratio = median(binary, "BinaryHeap") / calendar;
     println!("the calendar is {ratio:.1} times as fast (kept for: {TARGET})");
+    let events = protocol();
+    let share = events * calendar / 1e9 * 100.0;
+    println!(
+        "the protocol works off {events:.0} events a second ({PEERS} peers join): {share:.2} % of it is the calendar"
+    );
     if ratio >= TARGET {
         std::process::ExitCode::SUCCESS
     } else {
