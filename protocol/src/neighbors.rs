@@ -69,7 +69,7 @@ pub const BANS_MAX: usize = 1024;
 pub const DIAL_RACE: Duration = Duration::from_secs(1);
 /// How many peers are known by address. The directory may have a hundred times as many; when full, a newcomer takes
 /// the place of one that is of no use now, with a chance that leaves everyone equally likely to be known.
-pub const PEERS_KNOWN_MAX: usize = 256;
+pub const PEERS_KNOWN_MAX: usize = 64;
 /// How many peers the directory offers when nobody is left to dial.
 pub const CANDIDATES: usize = 8;
 /// How many of them can be bootstrap peers: the lists that people write are short.
