@@ -1,8 +1,9 @@
 //! What discovery does to a mesh: to store its record under a name, a peer meets those whose keys are closest to it.
 //!
 //! Real peers do that by libp2p's Kademlia. Here the walk alone is carried out, with the same tables and the same
-//! numbers, because the connections that it makes carry floods from then on. Its own messages, refreshes of the tables,
-//! which meet nobody, and gossip are left out: they are not control frames.
+//! numbers, because the connections that it makes carry floods from then on. Of refreshes of the tables only their time
+//! counts, for which a peer waits with its record. Kademlia's own messages and gossip are left out: they are not control
+//! frames.
 
 use std::time::Duration;
 
@@ -23,6 +24,11 @@ const ANSWER_PEERS_MAX: usize = 20;
 const CALM: Duration = Duration::from_secs(2);
 /// It is stored at the latest after this (`CALM_WAIT_MAX` there).
 const CALM_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long after a new peer Kademlia begins to refresh a table of fewer peers than an answer tells.
+const REFRESH_DELAY: Duration = Duration::from_millis(500);
+/// How many answers in a row a lookup of a refresh waits for: two that tell of nobody closer, all others at once, and
+/// the slowest of these, as it was seen.
+const REFRESH_ANSWERS: u32 = 4;
 /// It is stored again this often (`PUT_INTERVAL` there).
 const PUT_INTERVAL: Duration = Duration::from_secs(20 * 60);
 /// A peer that has not been met or has not answered by then is passed over (`libp2p`'s time for a request).
@@ -73,6 +79,9 @@ pub(super) struct Discovery {
     put_at: Instant,
     /// When at the latest.
     put_latest: Instant,
+    /// Until when the table is being refreshed, and whether that is to be done once more then.
+    refresh_until: Instant,
+    refresh_again: bool,
     /// The walk that stores it.
     walk: Option<Walk>,
 }
@@ -154,6 +163,8 @@ impl Discovery {
             table: Vec::new(),
             put_at: now.after(CALM),
             put_latest: now.after(CALM_WAIT_MAX),
+            refresh_until: now,
+            refresh_again: false,
             walk: None,
         }
     }
@@ -176,6 +187,32 @@ impl Discovery {
         }
         self.table.push((place, peer));
         true
+    }
+
+    /// Returns how many lookups a refresh has: one for itself, and one for each distance beyond the closest peer's.
+    fn refresh_lookups(&self) -> u32 {
+        let bucket = |(place, _): &(Place, PeerIndex)| self.place.distance(*place).leading_zeros();
+        1 + self.table.iter().map(bucket).max().unwrap_or(0)
+    }
+
+    /// Takes note of somebody new, for whom the table is refreshed, which takes this long.
+    fn refresh(&mut self, now: Instant, takes: Duration) {
+        if self.table.len() >= ANSWER_PEERS_MAX {
+            return;
+        }
+        if self.refresh_until > now {
+            self.refresh_again = true;
+        } else {
+            self.refresh_until = now.after(REFRESH_DELAY + takes);
+        }
+    }
+
+    /// Tells until when the table is being refreshed, if it is.
+    fn refreshes(&mut self, now: Instant, takes: Duration) -> bool {
+        if self.refresh_until <= now && std::mem::take(&mut self.refresh_again) {
+            self.refresh_until = self.refresh_until.after(takes);
+        }
+        self.refresh_until > now
     }
 
     /// Returns those it knows closest to a place.
@@ -215,14 +252,35 @@ impl World {
         if new && discovery.walk.is_none() {
             discovery.put_at = discovery.put_at.max(now.after(CALM).min(discovery.put_latest));
         }
+        let takes = self.refresh_takes(index);
+        let Some(discovery) = &mut self.peers[index.0].discovery else {
+            return;
+        };
+        if new {
+            discovery.refresh(now, takes);
+        }
         if discovery.walk.as_ref().is_some_and(|walk| walk.waits_for(met)) {
             self.ask_connected(index, met);
         }
     }
 
+    /// Returns how long a refresh of a peer's table takes.
+    fn refresh_takes(&self, index: PeerIndex) -> Duration {
+        let Some(discovery) = &self.peers[index.0].discovery else {
+            return Duration::ZERO;
+        };
+        let latency = |(_, other): &(Place, PeerIndex)| {
+            let class = self.network.class(index, *other);
+            self.network.conditions(class).latency.mean()
+        };
+        let sum: Duration = discovery.table.iter().map(latency).sum();
+        let mean = sum / u32::try_from(discovery.table.len()).unwrap_or(1).max(1);
+        mean * 2 * ASK_ROUND_TRIPS * REFRESH_ANSWERS * discovery.refresh_lookups()
+    }
+
     /// Goes on with what is due.
     pub(super) fn discover(&mut self, index: PeerIndex, start: u32) {
-        let now = self.now;
+        let (now, takes) = (self.now, self.refresh_takes(index));
         let peer = &mut self.peers[index.0];
         let named = peer.fabric.as_ref().is_some_and(|f| !f.own_nodes().is_empty());
         let Some(discovery) = peer.discovery.as_mut().filter(|_| peer.start == start) else {
@@ -230,7 +288,9 @@ impl World {
         };
         if discovery.walk.is_none() && discovery.put_at <= now {
             let known = discovery.closest(discovery.target());
-            if !named || known.is_empty() {
+            if now < discovery.put_latest && discovery.refreshes(now, takes) {
+                discovery.put_at = now.after(CALM);
+            } else if !named || known.is_empty() {
                 // Nothing to store, or nobody to store it: whoever comes next is asked.
                 discovery.put_at = now.after(CALM);
                 discovery.put_latest = now.after(CALM_WAIT_MAX);
