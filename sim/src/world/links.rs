@@ -15,7 +15,7 @@ use hyperfabric_protocol::{Address, ConnId, Instant, PeerId};
 
 use super::trace::frame_bytes;
 use super::{Happening, PeerIndex, World};
-use crate::conditions::{IDLE_TIMEOUT, KEEP_ALIVE, LossState, retransmission};
+use crate::conditions::{Conditions, IDLE_TIMEOUT, KEEP_ALIVE, LossState, PACKET_BYTES, retransmission};
 use crate::seed::{Draws, Stream};
 
 /// How long a dial takes to fail that nobody answers. [QUIC-12]
@@ -25,6 +25,11 @@ const UNREAD_FRAMES_MAX: u32 = 1_024;
 /// And how many bytes of them, beside what the link itself holds. [QUIC-14]
 const UNREAD_BYTES_MAX: u64 = 1 << 20;
 
+/// What leaves in the first round trip: ten packets (RFC 9002, 7.2, and quinn's default).
+const WINDOW_START: u64 = 10 * PACKET_BYTES;
+/// And what leaves at most: what a receiver has room for on one stream (`PROMPT_STREAM_WINDOW` of `hyperfabric_mesh`).
+const WINDOW_MAX: u64 = 128 << 10;
+
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) enum Carried {
@@ -32,6 +37,33 @@ pub(super) enum Carried {
     Shared(Frame),
     /// As the bytes that travel.
     Bytes(Vec<u8>),
+}
+
+impl Flow {
+    /// Returns when the last byte of a frame leaves. A window of bytes leaves in each round trip, and twice as many in
+    /// the next one when that was not enough: a newcomer waits some round trips for a large directory (slow start,
+    /// RFC 9002, 7.3.1).
+    fn departure(&mut self, now: Instant, bytes: u64, conditions: &Conditions) -> Instant {
+        let round = conditions.latency.mean() * 2;
+        let mut at = self.link_free.max(now);
+        if at >= self.round_ends {
+            self.round_ends = at.after(round);
+            self.round_bytes = 0;
+        }
+        let mut left = bytes;
+        loop {
+            let leaves = left.min(self.window.saturating_sub(self.round_bytes));
+            self.round_bytes += leaves;
+            left -= leaves;
+            if left == 0 {
+                return at.after(conditions.transmission(bytes));
+            }
+            self.window = (self.window * 2).min(WINDOW_MAX);
+            at = at.max(self.round_ends);
+            self.round_ends = at.after(round);
+            self.round_bytes = 0;
+        }
+    }
 }
 
 impl Carried {
@@ -75,6 +107,10 @@ struct Flow {
     link_free: Instant,
     unread_frames: u32,
     unread_bytes: u64,
+    /// What may leave in a round trip, what has left in this one, and when it ends.
+    window: u64,
+    round_bytes: u64,
+    round_ends: Instant,
     jitter: Draws,
     loss: LossState,
     /// Frames that wait for the way to be open again.
@@ -159,7 +195,7 @@ impl World {
         let flow = &mut connection.ends[side].flow;
         flow.unread_frames += 1;
         flow.unread_bytes += bytes;
-        let (frames, unread, free) = (flow.unread_frames, flow.unread_bytes, flow.link_free);
+        let (frames, unread) = (flow.unread_frames, flow.unread_bytes);
         let conditions = *self.network.conditions(class);
         let queue = conditions.queue_bytes_max + UNREAD_BYTES_MAX;
         // A latency's worth of bytes is on the link itself.
@@ -176,7 +212,10 @@ impl World {
             }
             return;
         }
-        let departure = free.max(now).after(conditions.transmission(bytes));
+        let Some((connection, side)) = self.connection(conn) else {
+            return;
+        };
+        let departure = connection.ends[side].flow.departure(now, bytes, &conditions);
         self.fly(conn, carried, bytes, departure);
     }
 
@@ -228,9 +267,11 @@ impl World {
         };
         let flow = &mut connection.ends[side].flow;
         let held = std::mem::take(&mut flow.held);
-        let mut departure = flow.link_free.max(now);
         for (carried, bytes) in held {
-            departure = departure.after(conditions.transmission(bytes));
+            let Some((connection, side)) = self.connection(conn) else {
+                return;
+            };
+            let departure = connection.ends[side].flow.departure(now, bytes, &conditions);
             self.fly(conn, carried, bytes, departure);
         }
     }
@@ -377,6 +418,9 @@ impl World {
                 link_free: self.now,
                 unread_frames: 0,
                 unread_bytes: 0,
+                window: WINDOW_START,
+                round_bytes: 0,
+                round_ends: self.now,
                 jitter: self.seed.stream(Stream::Jitter, number, connection),
                 loss: LossState::new(self.seed.stream(Stream::Loss, number, connection)),
                 held: Vec::new(),
@@ -705,6 +749,6 @@ impl World {
     }
 }
 
-fn latency_ms(conditions: &crate::conditions::Conditions) -> u64 {
+fn latency_ms(conditions: &Conditions) -> u64 {
     u64::try_from(conditions.latency.mean().as_millis()).unwrap_or(u64::MAX)
 }
