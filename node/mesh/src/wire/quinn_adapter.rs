@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, ready};
 
@@ -19,12 +20,41 @@ const SEGMENTED_SEND_BYTES_MAX: usize = 65_000;
 /// The kernel never coalesces more than this into one buffer.
 const COALESCED_RECEIVE_BYTES_MAX: usize = 65_535;
 
+/// Buffers that a quiet endpoint lets a wire fill at once. quinn keeps [`RECEIVE_BATCH_MAX`] of 64 KiB each, of which the kernel gives an
+/// endpoint only the pages that were written to; with one in use, what neighbors say now and then costs a page or two.
+const RECEIVE_BUFFERS_MIN: usize = 1;
+
 /// quinn's view of a [`Wire`].
 #[derive(Debug)]
 pub(crate) struct QuinnSocket {
     /// None once detached: handles of closed connections keep the socket alive, and must not keep the port.
     wire: RwLock<Option<Arc<dyn Wire>>>,
     mtu_max: u16,
+    room: ReceiveRoom,
+}
+
+/// How many buffers a wire may fill in one call: twice as many after a call that has filled all, half as many when half was enough.
+#[derive(Debug)]
+struct ReceiveRoom(AtomicUsize);
+
+impl ReceiveRoom {
+    const fn new() -> Self {
+        Self(AtomicUsize::new(RECEIVE_BUFFERS_MIN))
+    }
+
+    fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Learns how many were filled of `room`. Only one task receives, so nothing is lost between reading and writing.
+    fn filled(&self, count: usize, room: usize) {
+        if count >= room {
+            self.0.store((2 * room).min(RECEIVE_BATCH_MAX), Ordering::Relaxed);
+        } else if 2 * count <= room {
+            self.0
+                .store((room / 2).max(RECEIVE_BUFFERS_MIN), Ordering::Relaxed);
+        }
+    }
 }
 
 impl QuinnSocket {
@@ -33,6 +63,7 @@ impl QuinnSocket {
         Self {
             wire: RwLock::new(Some(wire)),
             mtu_max,
+            room: ReceiveRoom::new(),
         }
     }
 
@@ -79,12 +110,13 @@ impl AsyncUdpSocket for QuinnSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let mut received = [Received::default(); RECEIVE_BATCH_MAX];
-        let room = meta.len().min(received.len());
+        let room = self.room.now().min(meta.len()).min(bufs.len());
         let guard = read(&self.wire);
         let Some(wire) = guard.as_ref() else {
             return Poll::Pending;
         };
-        let count = ready!(wire.poll_recv(cx, bufs, &mut received[..room]))?;
+        let count = ready!(wire.poll_recv(cx, &mut bufs[..room], &mut received[..room]))?;
+        self.room.filled(count, room);
         for (to, from) in meta.iter_mut().zip(&received[..count]) {
             *to = recv_meta(from);
         }
@@ -151,5 +183,27 @@ impl UdpPoller for Poller {
             self.waiting = Some(waiting);
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_endpoint_uses_one_buffer_and_a_busy_one_all() {
+        let room = ReceiveRoom::new();
+        assert_eq!(room.now(), 1);
+        for _ in 0..10 {
+            room.filled(room.now(), room.now());
+        }
+        assert_eq!(room.now(), RECEIVE_BATCH_MAX);
+        room.filled(RECEIVE_BATCH_MAX - 1, RECEIVE_BATCH_MAX);
+        assert_eq!(room.now(), RECEIVE_BATCH_MAX);
+        while room.now() > 1 {
+            let before = room.now();
+            room.filled(before / 2, before);
+            assert_eq!(room.now(), before / 2);
+        }
     }
 }
