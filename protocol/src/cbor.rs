@@ -371,6 +371,8 @@ impl<T: Value, const MAX: usize> Value for List<T, MAX> {
         for _ in 0..len {
             out.push(T::decode(d)?);
         }
+        // Its length is not known to be true before it was read, and a list that grows keeps room for four.
+        out.shrink_to_fit();
         Ok(Self(out))
     }
     fn is_absent(&self) -> bool {
