@@ -27,7 +27,7 @@ use self::muxer::Line;
 pub use self::behaviour::QUERY_TIMEOUT;
 pub use self::swarm::PUTS_PER_SECOND;
 use crate::connection::Connection;
-use crate::streams::BiStream;
+use crate::streams::inbox::Streams;
 
 /// How much may have been found and not yet been looked at. Beyond it finds are dropped: items come again when neighbors compare their
 /// databases, and a peer that is still wanted is asked for again.
@@ -183,7 +183,7 @@ pub struct Attacher {
 impl Attacher {
     /// Lets discovery use a prompt connection: it opens kind-0 streams, and takes those that the peer opens from `streams`. Each
     /// connection is attached once, and let go when it has ended.
-    pub async fn attach(&self, connection: Connection, streams: mpsc::Receiver<BiStream>) {
+    pub async fn attach(&self, connection: Connection, streams: Streams) {
         // After the end of discovery the streams are dropped, and the peer's kind-0 streams are reset.
         let line = Line::new(connection, streams, Arc::clone(&self.received));
         let _ = self.lines.send(line).await;

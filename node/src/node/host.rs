@@ -347,7 +347,7 @@ impl Inner {
                     runtime.spawn(Arc::clone(&self).receive_payload(peer, stream));
                 }
                 Some(stream) = streams.requests.recv() => {
-                    runtime.spawn(request::answer(Arc::clone(&self), peer, stream));
+                    runtime.spawn(request::answer(Arc::clone(&self), peer, *stream));
                 }
                 _ = connection.closed() => return,
             }

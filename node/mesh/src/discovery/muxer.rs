@@ -15,9 +15,9 @@ use futures::task::AtomicWaker;
 use futures::{AsyncRead, AsyncWrite, FutureExt};
 use hyperfabric_protocol::PeerId;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
-use tokio::sync::mpsc;
 
 use crate::connection::Connection;
+use crate::streams::inbox::Streams;
 use crate::streams::{BiStream, StreamError, StreamKind};
 use crate::sync::lock;
 
@@ -25,9 +25,9 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub(super) struct Line {
     connection: Connection,
-    streams: mpsc::Receiver<BiStream>,
+    streams: Streams,
     /// The stream that made the transport serve the line again.
-    first: Option<BiStream>,
+    first: Option<Box<BiStream>>,
     /// Whether the swarm has had it.
     used: bool,
     /// Counts the bytes that its streams bring.
@@ -35,11 +35,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(
-        connection: Connection,
-        streams: mpsc::Receiver<BiStream>,
-        received: Arc<AtomicU64>,
-    ) -> Self {
+    pub(super) fn new(connection: Connection, streams: Streams, received: Arc<AtomicU64>) -> Self {
         Self {
             connection,
             streams,
@@ -208,10 +204,10 @@ impl StreamMuxer for Muxer {
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, MuxerError>> {
         let line = self.line();
         if let Some(first) = line.first.take() {
-            return Poll::Ready(Ok(line.substream(first)));
+            return Poll::Ready(Ok(line.substream(*first)));
         }
         let stream = std::task::ready!(line.streams.poll_recv(cx)).ok_or(MuxerError::Ended);
-        Poll::Ready(stream.map(|stream| line.substream(stream)))
+        Poll::Ready(stream.map(|stream| line.substream(*stream)))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, MuxerError>> {

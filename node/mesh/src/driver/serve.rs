@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use hyperfabric_protocol::PeerId;
 use hyperfabric_protocol::fabric::{Input, Misbehaved, Purpose as Use};
-use tokio::sync::mpsc;
 
 use super::{Handle, Message};
 use crate::connection::{CloseCause, CloseReason, Connection, Side};
 use crate::discovery::Attacher;
 use crate::streams::control::{Control, ControlError, ControlReceiver};
+use crate::streams::inbox::Streams;
 use crate::streams::{BiStream, StreamError};
 use crate::tls::Purpose;
 
@@ -80,7 +80,7 @@ pub(super) fn watch(connection: &Connection, handle: Handle) -> impl Future<Outp
 async fn open(
     connection: &Connection,
     libp2p: Option<Attacher>,
-) -> (Result<Control, StreamError>, Option<mpsc::Receiver<BiStream>>) {
+) -> (Result<Control, StreamError>, Option<Streams>) {
     if connection.purpose() == Purpose::Join {
         let control = match connection.side() {
             Side::Dialled => connection.open_control().await,
@@ -110,7 +110,7 @@ async fn read(
     connection: &Connection,
     handle: &Handle,
     mut control: ControlReceiver,
-    requests: &mut Option<mpsc::Receiver<BiStream>>,
+    requests: &mut Option<Streams>,
 ) {
     let (conn, peer) = (connection.id(), connection.peer());
     let mut ended = false;
@@ -146,10 +146,10 @@ async fn read(
     }
 }
 
-async fn next_request(requests: &mut Option<mpsc::Receiver<BiStream>>) -> BiStream {
+async fn next_request(requests: &mut Option<Streams>) -> BiStream {
     if let Some(receiver) = requests {
         if let Some(stream) = receiver.recv().await {
-            return stream;
+            return *stream;
         }
         *requests = None;
     }

@@ -172,9 +172,15 @@ fn frame_len(frame: &Bytes) -> Result<u32, ControlSendError> {
 }
 
 async fn write_frames(mut stream: SendStream, mut queued: mpsc::Receiver<Queued>, written: Arc<Notify>) {
-    let mut batch = Vec::with_capacity(FRAMES_AT_ONCE);
-    let mut chunks = Vec::with_capacity(2 * FRAMES_AT_ONCE);
-    while queued.recv_many(&mut batch, FRAMES_AT_ONCE).await > 0 {
+    // Nothing of a batch stays behind: most connections are silent most of the time, and there are many.
+    while let Some(first) = queued.recv().await {
+        let mut batch = vec![first];
+        while batch.len() < FRAMES_AT_ONCE
+            && let Ok(next) = queued.try_recv()
+        {
+            batch.push(next);
+        }
+        let mut chunks = Vec::with_capacity(2 * batch.len());
         let mut lengths = BytesMut::with_capacity(LENGTH_BYTES * batch.len());
         for queued in &batch {
             lengths.put_u32(queued.frame.len() as u32);
@@ -184,8 +190,7 @@ async fn write_frames(mut stream: SendStream, mut queued: mpsc::Receiver<Queued>
         if stream.write_chunks(&mut chunks).await.is_err() {
             return;
         }
-        chunks.clear();
-        batch.clear();
+        drop(batch);
         written.notify_waiters();
     }
     stream.finish();
@@ -234,6 +239,12 @@ impl ControlReceiver {
         }
         if self.buffer.len() < LENGTH_BYTES + bytes {
             return Ok(None);
+        }
+        if self.buffer.len() == LENGTH_BYTES + bytes {
+            // The last one takes the whole buffer along: a quiet connection keeps none.
+            let mut frame = std::mem::take(&mut self.buffer);
+            frame.advance(LENGTH_BYTES);
+            return Ok(Some(frame.freeze()));
         }
         self.buffer.advance(LENGTH_BYTES);
         Ok(Some(self.buffer.split_to(bytes).freeze()))

@@ -33,15 +33,18 @@ pub const REQUEST_QUEUE_MAX: usize = 64;
 /// Chunk streams that may wait for their transfer.
 pub const CHUNKS_QUEUE_MAX: usize = 32;
 
+/// Incoming streams of one kind. A channel keeps room for 32 from the start, which is 3 KiB unless they are boxed.
+pub type Streams = mpsc::Receiver<Box<BiStream>>;
+
 /// The incoming streams of a prompt connection. Dropping a receiver resets the streams of its kind.
 #[derive(Debug)]
 pub struct PromptStreams {
     /// The control stream; at most one comes, and only on the accepting side.
     pub control: mpsc::Receiver<Control>,
     /// libp2p substreams.
-    pub libp2p: mpsc::Receiver<BiStream>,
+    pub libp2p: Streams,
     /// Requests.
-    pub requests: mpsc::Receiver<BiStream>,
+    pub requests: Streams,
 }
 
 /// A stream of chunks; the sending half is there when the opener wants answers on it.
@@ -59,7 +62,7 @@ pub struct BulkStreams {
     /// Chunks of transfers.
     pub chunks: mpsc::Receiver<ChunkStream>,
     /// Requests with large bodies.
-    pub requests: mpsc::Receiver<BiStream>,
+    pub requests: Streams,
 }
 
 impl Connection {
@@ -117,8 +120,8 @@ impl Connection {
 
 struct Outlets {
     control: Option<mpsc::Sender<Control>>,
-    libp2p: Option<mpsc::Sender<BiStream>>,
-    requests: mpsc::Sender<BiStream>,
+    libp2p: Option<mpsc::Sender<Box<BiStream>>>,
+    requests: mpsc::Sender<Box<BiStream>>,
     chunks: Option<mpsc::Sender<ChunkStream>>,
 }
 
@@ -177,13 +180,13 @@ impl Sorter {
         let rest = match (kind, &self.out) {
             (StreamKind::Control, _) => return self.take_control(stream),
             (StreamKind::Echo, _) => return self.take_echo(stream),
-            (StreamKind::Request, out) => out.requests.try_send(stream).err(),
+            (StreamKind::Request, out) => out.requests.try_send(Box::new(stream)).err(),
             (
                 StreamKind::Libp2p,
                 Outlets {
                     libp2p: Some(libp2p), ..
                 },
-            ) => libp2p.try_send(stream).err(),
+            ) => libp2p.try_send(Box::new(stream)).err(),
             (
                 StreamKind::Chunks,
                 Outlets {
