@@ -17,7 +17,7 @@ const REPLICAS: usize = 4;
 /// Peers that are asked at once (`PARALLELISM` there).
 const PARALLELISM: usize = 2;
 /// Peers of one distance that are known (`BUCKET_PEERS_MAX` there).
-const BUCKET_PEERS_MAX: usize = 8;
+const BUCKET_PEERS_MAX: usize = 4;
 /// Peers that an answer tells (Kademlia's k).
 const ANSWER_PEERS_MAX: usize = 20;
 /// How long no new peer has become known before a record is stored (`CALM` there).

@@ -25,9 +25,9 @@ pub(super) const RECORDS_MAX: usize = 1024;
 pub(super) const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
 /// Peers that a record is stored at, and that a query converges on. Kademlia's 20 serves networks whose peers come and go by the minute.
 const REPLICAS: NonZeroUsize = NonZeroUsize::new(4).expect("4 > 0");
-/// Peers of one distance that are known: twice what a query converges on. Every place of the 256 distances is kept free in memory, 1.6 MB
-/// with Kademlia's 20.
-const BUCKET_PEERS_MAX: NonZeroUsize = NonZeroUsize::new(8).expect("8 > 0");
+/// Peers of one distance that are known: as many as a query converges on, as in Kademlia. Every place of the 256 distances is kept free
+/// in memory, 80 KB for each.
+const BUCKET_PEERS_MAX: NonZeroUsize = REPLICAS;
 /// Peers that a query asks at once.
 const PARALLELISM: NonZeroUsize = NonZeroUsize::new(2).expect("2 > 0");
 /// Peers that queries may wait to meet at once.
