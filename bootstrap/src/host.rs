@@ -7,12 +7,12 @@ use hyperfabric_mesh::driver::{Handle, Host};
 use hyperfabric_mesh::state::StateFolder;
 use hyperfabric_mesh::store::Store;
 use hyperfabric_mesh::workers::{Lane, WorkerPool};
-use hyperfabric_mesh::{BiStream, CloseReason, Connection, StreamCode};
+use hyperfabric_mesh::{BiStream, CloseReason, Connection, EventSender, StreamCode};
 use hyperfabric_protocol::PeerId;
 use hyperfabric_protocol::admission::Persist;
 use hyperfabric_protocol::fabric::{Event, Job, JobResult};
 use hyperfabric_protocol::transfer::{self, Fault, PayloadOrder};
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::counters::Counters;
@@ -24,7 +24,7 @@ pub(crate) struct BootstrapHost {
     writes: mpsc::Sender<Persist>,
     connections_changed: Arc<Notify>,
     counters: Arc<Counters>,
-    events: broadcast::Sender<Event>,
+    events: EventSender,
 }
 
 /// Where state changes are kept.
@@ -42,7 +42,7 @@ impl BootstrapHost {
         disk: Disk,
         connections_changed: Arc<Notify>,
         counters: Arc<Counters>,
-        events: broadcast::Sender<Event>,
+        events: EventSender,
     ) -> (Self, JoinHandle<()>) {
         let (writes, queue) = mpsc::channel(WRITES_MAX);
         let task = peer
@@ -146,8 +146,7 @@ impl Host for BootstrapHost {
     fn event(&mut self, _peer: &Handle, event: &Event) {
         self.log(event);
         self.count(event);
-        // An error means that nobody listens.
-        let _ = self.events.send(event.clone());
+        self.events.send(event);
         if matches!(
             event,
             Event::PeerUp { .. } | Event::PeerMoved { .. } | Event::PeerDown { .. }

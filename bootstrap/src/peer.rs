@@ -14,12 +14,14 @@ use hyperfabric_mesh::store::{Store, StoreError};
 use hyperfabric_mesh::tls::LeafError;
 use hyperfabric_mesh::wire::BindError;
 use hyperfabric_mesh::workers::WorkerPool;
-use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress};
+use hyperfabric_mesh::{
+    Endpoint, EndpointConfig, EndpointError, EventSender, Leaf, LeafCell, Limits, PeerAddress,
+};
 use hyperfabric_protocol::cert::{CertificateError, MESH_NAME_BYTES_MAX, Membership, MeshRoot};
-use hyperfabric_protocol::fabric::{Event, FabricConfig};
+use hyperfabric_protocol::fabric::FabricConfig;
 use hyperfabric_protocol::{Address, Now, PeerId, UnixMillis, flood};
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::book::{self, Keeper};
@@ -37,9 +39,6 @@ const SPARE_CONNECTIONS: usize = 64;
 
 /// Bulk connections are closed as soon as they are accepted; more of them at once are an attack.
 const BULK_PER_PEER_MAX: usize = 1;
-
-/// Events that a slow listener may be behind.
-const EVENTS_MAX: usize = 1_024;
 
 /// Why a bootstrap peer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +101,7 @@ pub struct Bootstrap {
     handle: Handle,
     mesh: String,
     announce: Vec<PeerAddress>,
-    events: broadcast::Sender<Event>,
+    events: EventSender,
     health: health::Reporter,
     server: Option<health::Server>,
     keeper: Keeper,
@@ -151,7 +150,8 @@ impl Bootstrap {
 
         let discovery = discovery(&fabric, &runtime, &clock);
         let changed = Arc::new(Notify::new());
-        let (events, heard) = events();
+        let events = EventSender::default();
+        let heard = events.clone();
         let mut writer = None;
         let driver = DriverConfig {
             fabric,
@@ -213,7 +213,7 @@ impl Bootstrap {
 
     /// Returns the sender of everything that happens, to be followed.
     #[must_use]
-    pub fn events(&self) -> &broadcast::Sender<Event> {
+    pub fn events(&self) -> &EventSender {
         &self.events
     }
 
@@ -270,12 +270,6 @@ impl Bootstrap {
         }
         tracing::info!("the bootstrap peer has ended");
     }
-}
-
-/// Makes the channel of everything that happens: the sender for the host, and the same for those who ask.
-fn events() -> (broadcast::Sender<Event>, broadcast::Sender<Event>) {
-    let events = broadcast::Sender::new(EVENTS_MAX);
-    (events.clone(), events)
 }
 
 /// Opens the folder, and says what was wrong with it.

@@ -340,7 +340,7 @@ async fn register_host(node: &Node, name: &NodeId) {
 }
 
 /// Puts what the owner should know into the log.
-async fn log_events(mut events: tokio::sync::broadcast::Receiver<Event>) {
+async fn log_events(mut events: hyperfabric_mesh::Events) {
     use tokio::sync::broadcast::error::RecvError;
     loop {
         match events.recv().await {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hyperfabric_mesh::driver::{Handle, Stopped};
-use hyperfabric_mesh::{Connection, Side};
+use hyperfabric_mesh::{Connection, EventSender, Events, Side};
 use hyperfabric_protocol::admission::AdmitError;
 use hyperfabric_protocol::cert::MeshRoot;
 use hyperfabric_protocol::error::DuplicateNodeError;
@@ -14,7 +14,6 @@ use hyperfabric_protocol::flood::{Item, ItemKey, ItemKind};
 use hyperfabric_protocol::ticket::Credential;
 use hyperfabric_protocol::types::NodeSignature;
 use hyperfabric_protocol::{Address, Fabric, NodeId, PeerId};
-use tokio::sync::broadcast;
 
 use crate::api::model::{
     Admission, AdmitRequest, Invitation, InviteRequest, Member, NodeRecord, PeerRecord, Revoked, Status,
@@ -32,7 +31,7 @@ type Known = (PeerId, Option<NodeId>, Option<Address>, Option<u64>);
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
     pub(crate) handle: Handle,
-    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) events: EventSender,
     /// What tickets name instead of the addresses of the interfaces.
     pub(crate) announce: Vec<Address>,
 }
@@ -46,11 +45,7 @@ impl Directory {
     }
 
     /// Waits until state changes are on disk.
-    async fn persisted(
-        &self,
-        events: tokio::sync::broadcast::Receiver<Event>,
-        job: u64,
-    ) -> Result<(), ApiError> {
+    async fn persisted(&self, events: Events, job: u64) -> Result<(), ApiError> {
         let ok = Node::wait_for(events, PERSIST_TIMEOUT, move |event| match event {
             Event::Persisted { id, ok } if id == job => Some(ok),
             _ => None,

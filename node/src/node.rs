@@ -26,7 +26,9 @@ use hyperfabric_mesh::endpoint::TokenBucket;
 use hyperfabric_mesh::gate::MeshGate;
 use hyperfabric_mesh::state::{KnownPeer, StateError, StateFolder};
 use hyperfabric_mesh::tls::LeafError;
-use hyperfabric_mesh::{Endpoint, EndpointConfig, EndpointError, Leaf, LeafCell, Limits, PeerAddress, Wire};
+use hyperfabric_mesh::{
+    Endpoint, EndpointConfig, EndpointError, EventSender, Events, Leaf, LeafCell, Limits, PeerAddress, Wire,
+};
 use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::fabric::{Event, FabricConfig, Input, RegisterError};
 use hyperfabric_protocol::flood::content;
@@ -51,8 +53,6 @@ use board::Board;
 use host::NodeHost;
 use rates::Rates;
 
-/// Events that a slow listener may be behind.
-const EVENTS_MAX: usize = 1024;
 /// Connections come and go in bursts: the address book is written once for all changes of this time.
 const ADDRESS_BOOK_DELAY: Duration = Duration::from_secs(5);
 
@@ -140,7 +140,7 @@ pub(crate) struct Inner {
     rates: Rates,
     /// Told when a peer was connected or is not any more.
     connections_changed: Arc<Notify>,
-    events: broadcast::Sender<Event>,
+    events: EventSender,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,7 +198,7 @@ impl Node {
                 complaints: Mutex::new(host::complaints()),
                 rates: Rates::default(),
                 connections_changed: Arc::default(),
-                events: broadcast::Sender::new(EVENTS_MAX),
+                events: EventSender::default(),
             });
             // Set once, here, before anything can become durable.
             let _ = late.set(Arc::downgrade(&inner));
@@ -269,7 +269,7 @@ impl Node {
 
     /// Follows what happens from now on.
     #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    pub fn events(&self) -> Events {
         self.0.events.subscribe()
     }
 
@@ -307,7 +307,7 @@ impl Node {
 
     /// Waits for an event that `wanted` turns into something, or until `limit` has passed.
     pub(crate) async fn wait_for<T>(
-        mut events: broadcast::Receiver<Event>,
+        mut events: Events,
         limit: Duration,
         mut wanted: impl FnMut(Event) -> Option<T>,
     ) -> Option<T> {
@@ -409,8 +409,7 @@ fn driver_config(
 
 impl Inner {
     fn emit(&self, event: &Event) {
-        // An error means that nobody listens.
-        let _ = self.events.send(event.clone());
+        self.events.send(event);
     }
 
     async fn tell(&self, input: Input) {

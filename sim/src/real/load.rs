@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
+use hyperfabric_mesh::Events;
 use hyperfabric_node::node::{DataRequest, NewTransfer};
 use hyperfabric_node::storage::{Access, RelPath, Storage};
 use hyperfabric_node::{DataType, NodeId, PacketPriority, TransferId};
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::random::Random;
 use hyperfabric_protocol::transfer::TransferEvent;
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::lab::Running;
@@ -198,7 +198,7 @@ async fn send(
     }
 }
 
-async fn ended(events: &mut Receiver<Event>, transfer: TransferId) -> Result<[u8; 32], String> {
+async fn ended(events: &mut Events, transfer: TransferId) -> Result<[u8; 32], String> {
     loop {
         match events.recv().await {
             Ok(Event::Transfer(TransferEvent::Ended { of, result })) if of.transfer == transfer => {

@@ -17,13 +17,13 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hyperfabric_mesh::Events;
 use hyperfabric_mesh::wire::{Cut, Impairment, Partition};
 use hyperfabric_node::{DataType, NodeId, PacketPriority, TransferId};
 use hyperfabric_protocol::cbor::Text;
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, Offer, PayloadKind, TransferEvent};
 use hyperfabric_sim::world::{Conditions, PeerIndex, World};
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::harness::{Lab, PATIENCE, Peer, Seed, eventually, host, id, next, run};
@@ -219,7 +219,7 @@ async fn join(lab: &Lab, p0: &Peer, name: &str, story: &Shared, conditions: Impa
 }
 
 /// Cuts two peers off from each other until both have noticed.
-async fn lose_each_other(p1: &Peer, p2: &Peer, slow: Impairment, events: [&mut Receiver<Event>; 2]) {
+async fn lose_each_other(p1: &Peer, p2: &Peer, slow: Impairment, events: [&mut Events; 2]) {
     let remotes = [p2.address().socket].into();
     p1.network.set(Impairment {
         partition: Partition::Remotes {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyperfabric_mesh::state::StateFolder;
 use hyperfabric_mesh::wire::{Impairment, ImpairmentHandle};
-use hyperfabric_mesh::{PeerAddress, Wire};
+use hyperfabric_mesh::{Events, PeerAddress, Wire};
 use hyperfabric_node::node::{Environment, NewTransfer, NodeConfig};
 use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::Store;
@@ -16,7 +16,6 @@ use hyperfabric_node::{DataType, Node, NodeId, NodeSignature, PacketPriority, Pe
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::TransferEvent;
 use hyperfabric_sim::real::testbed::{Testbed, node_config, signature, wire_seed};
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
@@ -256,7 +255,7 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
 
 /// Waits for an event that `wanted` turns into something.
 pub(crate) async fn next<T>(
-    events: &mut Receiver<Event>,
+    events: &mut Events,
     what: &str,
     mut wanted: impl FnMut(Event) -> Option<T>,
 ) -> T {
@@ -279,7 +278,7 @@ pub(crate) async fn next<T>(
 
 /// Waits for the end of a transfer.
 pub(crate) async fn ended(
-    events: &mut Receiver<Event>,
+    events: &mut Events,
     transfer: TransferId,
 ) -> Result<[u8; 32], hyperfabric_protocol::transfer::Fault> {
     next(events, "the end of a transfer", |event| match event {
