@@ -59,6 +59,9 @@ pub struct RealConfig {
     pub transfers_at_once: usize,
     /// How long each phase may take.
     pub limit: Duration,
+    /// How long peers that know all are left alone before it is measured what they use by themselves: the connections
+    /// that meeting took go on ending for a while.
+    pub settle: Duration,
 }
 
 /// Why a run could not be made.
@@ -274,7 +277,7 @@ async fn run_in_runtime(config: &RealConfig, on_progress: OnProgress<'_>) -> Res
     let begun = Instant::now();
     let know_all = lab.meet(config.limit, on_progress).await?;
     let meet_seconds = begun.elapsed().as_secs_f64();
-    let idle = measure::idle().await.map_err(RealError::Usage)?;
+    let idle = measure::idle(config.settle).await.map_err(RealError::Usage)?;
     let (connections, dials) = lab.degrees().await?;
 
     let begun = Instant::now();

@@ -389,6 +389,7 @@ fn who_knows_only_peers_that_nobody_can_dial_does_not_get_in() {
         messages_at_once: 1,
         transfers_at_once: 1,
         limit: Duration::from_secs(6),
+        settle: Duration::ZERO,
     };
     // The server dials a laptop that lets nobody in and knows nobody itself.
     let report = real::run(&config([vec![1], vec![], vec![0]]), &|_| {}).unwrap();

@@ -25,6 +25,7 @@ fn config(peers: usize, shape: &Shape, base: Conditions) -> RealConfig {
         messages_at_once: 8,
         transfers_at_once: 4,
         limit: Duration::from_secs(120),
+        settle: Duration::ZERO,
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn observe(
         messages_at_once: 1,
         transfers_at_once: 1,
         limit: Duration::ZERO,
+        settle: Duration::ZERO,
     };
     let schedule = Schedule {
         starts: situation.starts.clone(),

@@ -70,6 +70,9 @@ pub(crate) struct RunArgs {
     /// How long the peers may take to meet, and a message or transfer to arrive
     #[arg(long, value_name = "TIME", default_value = "5min")]
     limit: Span,
+    /// How long peers that know everyone are left alone before it is measured what idle ones use
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    settle: Span,
     /// What the network is drawn from; real nodes have a mind of their own, so runs differ all the same
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -123,6 +126,7 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
         messages_at_once: MESSAGES_AT_ONCE,
         transfers_at_once: TRANSFERS_AT_ONCE,
         limit: args.limit.0,
+        settle: args.settle.0,
     };
     let shown = Mutex::new(None);
     let report = real::run(&config, &|progress| show(&shown, progress))?;

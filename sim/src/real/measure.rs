@@ -56,7 +56,8 @@ pub(super) struct Idle {
     pub(super) rss_bytes: u64,
 }
 
-pub(super) async fn idle() -> io::Result<Idle> {
+pub(super) async fn idle(settle: Duration) -> io::Result<Idle> {
+    tokio::time::sleep(settle).await;
     let (before, begun) = (Usage::now()?, Instant::now());
     tokio::time::sleep(IDLE).await;
     let after = Usage::now()?;

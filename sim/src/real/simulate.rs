@@ -115,6 +115,7 @@ fn config(size: SimulationSize, links: LinkTable) -> RealConfig {
         messages_at_once: MESSAGES_AT_ONCE,
         transfers_at_once: TRANSFERS_AT_ONCE,
         limit: LIMIT,
+        settle: Duration::ZERO,
     }
 }
 
