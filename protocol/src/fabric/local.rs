@@ -7,7 +7,7 @@ use core::time::Duration;
 use super::{Fabric, Purpose, RECORD_LIFETIME, RECORD_REFRESH, Transmit};
 use crate::admission::AdmitError;
 use crate::cbor::{self, List, Text};
-use crate::cert::{Member, Membership, MeshRoot};
+use crate::cert::{CLOCK_SKEW_MAX, Member, Membership, MeshRoot};
 use crate::error::{DuplicateNodeError, InvalidNodeError, NodeNotFoundError};
 use crate::flood::content::{NODES_PER_PEER_MAX, NodeList, RecordBody, revocation_id};
 use crate::flood::{self, Content, ITEM_BODY_BYTES_MAX, ItemKey, ItemKind, Revocation};
@@ -57,12 +57,19 @@ pub enum RevokeError {
 }
 
 impl Fabric {
-    /// Publishes this peer's record again, if it is a member.
+    /// Publishes this peer's record again, while it is a member.
     pub(super) fn publish_record(&mut self, now: Now) {
         let Some((membership, member)) = self.admission.own() else {
             return;
         };
         let (membership, member) = (membership.clone(), member.clone());
+        // [DIR-4] Those who come later do not take it once the membership has ended, and databases would differ.
+        let left = member.not_after.after(CLOCK_SKEW_MAX).since(now.wall);
+        let lifetime = RECORD_LIFETIME.min(left);
+        if lifetime.is_zero() {
+            self.refresh_at = None;
+            return;
+        }
         let body = RecordBody {
             membership,
             addresses: List::truncating(self.addresses.clone()),
@@ -73,7 +80,7 @@ impl Fabric {
         let bytes = cbor::to_bytes(&body);
         let signed = self
             .flood
-            .publish(now, &self.key, ItemKind::Record, 0, RECORD_LIFETIME, &bytes);
+            .publish(now, &self.key, ItemKind::Record, 0, lifetime, &bytes);
         let hash = flood::hash_of(&signed);
         self.directory
             .insert(Arc::new(flood::Record { member, body, hash }));
@@ -318,10 +325,7 @@ impl Fabric {
             delegation: admitter.delegation.clone(),
         };
         let id = revocation_id(&member.serial);
-        let lifetime = member
-            .not_after
-            .after(crate::cert::CLOCK_SKEW_MAX)
-            .since(now.wall);
+        let lifetime = member.not_after.after(CLOCK_SKEW_MAX).since(now.wall);
         let body = cbor::to_bytes(&revocation);
         self.flood
             .publish(now, &self.key, ItemKind::Revocation, id, lifetime, &body);

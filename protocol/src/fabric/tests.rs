@@ -134,3 +134,31 @@ fn a_goodbye_before_the_hello_or_on_a_join_connection_is_a_violation() {
     rig.says(&goodbye);
     assert_eq!(rig.violation(), Some(Misbehaved::OutOfPlace));
 }
+
+#[test]
+fn a_record_counts_for_an_hour_and_no_longer_than_the_membership_in_it() {
+    // [DIR-4]
+    let mut rig = Rig::new(Purpose::Prompt);
+    let end = rig.fabric.admission().own().unwrap().1.not_after;
+    let end = end.after(crate::cert::CLOCK_SKEW_MAX);
+    let mut ends = |left: u64| {
+        let wall = end.before(Duration::from_secs(left));
+        let addresses = alloc::vec![Address::new(alloc::format!("/left/{left}")).unwrap()];
+        let at = Now { wall, ..now() };
+        rig.fabric.handle_input(at, Input::Addresses(addresses));
+        let record = rig.fabric.own_record().unwrap().clone();
+        flood::Version::read(record).unwrap().expires()
+    };
+    let an_hour_later = end.before(Duration::from_secs(3600));
+    assert_eq!(ends(7200), an_hour_later);
+    assert_eq!(ends(3601), end.before(Duration::from_secs(1)));
+    assert_eq!(ends(60), end);
+    // Over: what was published last stays as it is, and nothing is due for it.
+    assert_eq!(ends(0), end);
+    let later = Now {
+        mono: Instant(0).after(Duration::from_secs(2 * 3600)),
+        wall: end,
+    };
+    rig.fabric.handle_timeout(later);
+    assert!(rig.fabric.poll_timeout().unwrap() > later.mono);
+}
