@@ -388,3 +388,115 @@ fn a_member_of_an_open_mesh_renews_by_itself() {
     settle(&mut member, true);
     assert!(member.own().unwrap().1.not_after > NOW.wall.after(CERTIFICATE_VALIDITY));
 }
+
+#[test]
+fn a_ticket_counts_to_its_last_moment_and_is_forgotten_on_the_disk_afterwards() {
+    // [JOIN-2]
+    let mut admitter = admitter();
+    let ticket = ticket(&mut admitter, 2);
+    let hash = TicketSecret(ticket.0.secret).hash();
+    let at = |passed| Now {
+        mono: NOW.mono,
+        wall: NOW.wall.after(passed),
+    };
+    let (last, over) = (at(HOUR), at(HOUR + Duration::from_millis(1)));
+    assert!(redeem(&mut admitter, 3, &ticket, last, true).is_ok());
+    assert_eq!(
+        redeem(&mut admitter, 4, &ticket, over, true),
+        Err(JoinRefusal::Expired)
+    );
+    admitter.invite(last, id("a"), HOUR, 1, vec![], None).unwrap();
+    assert!(matches!(
+        settle(&mut admitter, true)[..],
+        [StateChange::Ticket(_)]
+    ));
+    admitter.invite(over, id("b"), HOUR, 1, vec![], None).unwrap();
+    let changes = settle(&mut admitter, true);
+    assert_eq!(changes.len(), 2);
+    assert_eq!(changes[0], StateChange::TicketGone(hash));
+    assert_eq!(
+        redeem(&mut admitter, 4, &ticket, over, true),
+        Err(JoinRefusal::UnknownTicket)
+    );
+}
+
+#[test]
+fn a_ticket_has_one_to_a_thousand_uses() {
+    let mut admitter = admitter();
+    for (uses, good) in [
+        (0, false),
+        (1, true),
+        (TICKET_USES_MAX, true),
+        (TICKET_USES_MAX + 1, false),
+    ] {
+        let issued = admitter.invite(NOW, id("gpu"), HOUR, uses, vec![], None);
+        assert_eq!(
+            issued.map_err(|error| error == AdmitError::Uses).is_ok(),
+            good,
+            "{uses}"
+        );
+    }
+}
+
+#[test]
+fn a_renewal_is_taken_with_the_same_name_and_serial_and_a_later_end_only() {
+    // [JOIN-8]
+    let admitter = admitter();
+    let (root, right) = (admitter.root().unwrap(), admitter.admitter().unwrap());
+    let (peer, serial) = (key(3).peer_id(), Serial::new(NOW.wall, [3; 10]));
+    let valid = CERTIFICATE_VALIDITY;
+    let late = Now {
+        mono: Instant(1),
+        wall: NOW.wall.after(valid - RENEW_BEFORE / 2),
+    };
+    let first = right.admit(root, peer, id("m"), serial, NOW.wall, valid);
+    let other_serial = Serial::new(NOW.wall, [4; 10]);
+    for (name, shown, wall, taken) in [
+        ("m", serial, late.wall, true),
+        ("n", serial, late.wall, false),
+        ("m", other_serial, late.wall, false),
+        ("n", other_serial, late.wall, false),
+        ("m", serial, NOW.wall, false),
+    ] {
+        let mut member = joiner(3);
+        member.adopt(NOW, root.clone(), first.clone(), None);
+        settle(&mut member, true);
+        member.renew_if_due(late, CONN, key(2).peer_id());
+        let reply = JoinReply {
+            membership: Some(right.admit(root, peer, id(name), shown, wall, valid)),
+            refusal: None,
+        };
+        member.handle_renew_reply(late, key(2).peer_id(), reply);
+        assert_eq!(
+            !settle(&mut member, true).is_empty(),
+            taken,
+            "{name} {shown:?} {wall:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_kept_is_counted() {
+    let mut admitter = admitter();
+    assert_eq!(admitter.sizes(), (0, 0, 0, 0));
+    admitter.invite(NOW, id("a"), HOUR, 1, vec![], None).unwrap();
+    admitter.invite(NOW, id("b"), HOUR, 1, vec![], None).unwrap();
+    let (membership, _) = admitter.admit(NOW, key(3).peer_id(), id("m"), None).unwrap();
+    assert_eq!(
+        admitter.sizes(),
+        (2, 1, 0, 3),
+        "three changes are not on disk yet"
+    );
+    settle(&mut admitter, true);
+    let root = admitter.root().unwrap().clone();
+    let member = Membership::verify(&membership.to_bytes(), &root, &key(3).peer_id(), NOW.wall).unwrap();
+    let revocation = Revocation {
+        peer: member.peer,
+        name: member.name,
+        serial: member.serial,
+        not_after: member.not_after,
+        delegation: None,
+    };
+    admitter.handle_revocation(NOW, revocation);
+    assert_eq!(admitter.sizes(), (2, 1, 1, 0));
+}

@@ -131,3 +131,69 @@ fn a_peer_that_gets_another_certificate_keeps_its_nodes() {
     assert_eq!(d.host_of(&id("b")), Some(peer(1)));
     assert_eq!(d.name_holder(&id("a"), &peer(5)), None);
 }
+
+#[test]
+fn only_a_new_address_or_role_is_news_for_who_dials() {
+    let learned = |d: &mut Directory| {
+        let news = events(d);
+        news.iter().filter(|e| matches!(e, Event::Learned { .. })).count()
+    };
+    let mut d = Directory::new(peer(9));
+    let first = record(1, 1, "a", &["a"]);
+    d.insert(Arc::clone(&first));
+    assert_eq!(learned(&mut d), 1);
+    d.insert(record(1, 1, "a", &["a", "a/gpu0"]));
+    assert_eq!(learned(&mut d), 0, "its nodes are no news");
+    let mut moved = (*first).clone();
+    moved.body.addresses = List(vec![Address::new("/addr/moved").unwrap()]);
+    d.insert(Arc::new(moved.clone()));
+    assert_eq!(learned(&mut d), 1, "its address is");
+    moved.body.bootstrap = Some(true);
+    d.insert(Arc::new(moved));
+    assert_eq!(learned(&mut d), 1, "and what it is for others");
+    d.insert(record(9, 1, "me", &["me"]));
+    assert_eq!(learned(&mut d), 0, "nobody dials itself");
+}
+
+#[test]
+fn a_node_that_a_record_names_twice_appears_and_goes_once() {
+    let mut d = Directory::new(peer(9));
+    d.insert(record(1, 1, "a", &["a", "a"]));
+    events(&mut d);
+    d.remove(&peer(1));
+    assert_eq!(
+        events(&mut d),
+        [Event::NodeGone(id("a")), Event::Forgotten(peer(1))]
+    );
+}
+
+#[test]
+fn names_that_differ_little_are_spread_over_the_whole_table() {
+    // A table of claims is searched by the upper bits: names that fall together make every search a walk.
+    let mut buckets = [0_u32; 256];
+    for number in 0..4096 {
+        let hash = hash_of(&id(&std::format!("rack{}/gpu{}", number / 16, number % 16)));
+        buckets[usize::try_from(hash >> 24).unwrap()] += 1;
+    }
+    assert!(
+        buckets.iter().all(|count| (1..=48).contains(count)),
+        "{buckets:?}"
+    );
+}
+
+#[test]
+fn every_record_is_listed_once_from_wherever_one_begins() {
+    let mut d = Directory::new(peer(9));
+    assert!(d.is_empty());
+    for n in [1, 2, 3, 200] {
+        d.insert(record(n, n, &std::format!("n{n}"), &[]));
+    }
+    let of = |record: &Record| record.member.peer;
+    assert_eq!(d.records().map(of).collect::<Vec<_>>(), [1, 2, 3, 200].map(peer));
+    for n in [0, 1, 3, 77, 255] {
+        let mut listed: Vec<PeerId> = d.records_from(peer(n)).map(of).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, [1, 2, 3, 200].map(peer), "from {n}");
+    }
+    assert_eq!((d.len(), d.is_empty()), (4, false));
+}

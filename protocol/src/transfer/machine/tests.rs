@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::format;
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;

@@ -209,3 +209,52 @@ fn what_a_sender_that_stays_away_has_left_is_removed() {
     rig.offered();
     assert!(matches!(&rig.jobs()[..], [Job::Prepare { .. }]));
 }
+
+#[test]
+fn a_job_has_ten_minutes_and_a_second_for_each_16_mib_before_it_counts_as_hung() {
+    // [XFER-9]
+    for (size, minutes) in [(0, 10), (16 * 1024 * CHUNK_BYTES, 10 + 1024 / 60)] {
+        let mut rig = Rig::new();
+        let transfer = ID;
+        let offer = offer(size);
+        rig.frame(Frame::Offer(OfferFrame { transfer, offer })).unwrap();
+        rig.forget();
+        let minute = Duration::from_secs(60);
+        rig.pass(minute * minutes);
+        assert_eq!(
+            rig.frames().len(),
+            usize::try_from(minutes).unwrap() * 6,
+            "{size}"
+        );
+        rig.pass(minute * 2);
+        rig.forget();
+        rig.pass(minute * 60);
+        assert_eq!(rig.frames(), [], "{size}: nobody is told that it goes on");
+        assert_eq!(rig.machine.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn a_transfer_whose_sender_is_gone_is_remembered_for_a_day() {
+    let mut rig = Rig::receiver(TransferState::Receiving);
+    rig.durable(1);
+    rig.input(Input::PeerDown { peer: P });
+    let hour = Duration::from_secs(3600);
+    rig.pass(hour * 24 - Duration::from_secs(1));
+    assert_eq!(rig.state(), Some(TransferState::Waiting));
+    rig.pass(Duration::from_secs(1));
+    assert_eq!((rig.state(), rig.ended()), (None, vec![Err(Fault::Unreachable)]));
+}
+
+#[test]
+fn what_is_kept_is_counted() {
+    let mut rig = Rig::receiver(TransferState::Receiving);
+    assert_eq!(rig.machine.sizes(), (0, 1, 0));
+    rig.send(TransferId([1; 16]), false);
+    rig.send(TransferId([2; 16]), false);
+    assert_eq!(rig.machine.sizes(), (2, 1, 0));
+    rig.input(Input::Cancel {
+        transfer: TransferId([1; 16]),
+    });
+    assert_eq!(rig.machine.sizes(), (1, 1, 1));
+}
