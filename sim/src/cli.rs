@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 use args::{Cli, Command, SwarmArgs};
 use clap::Parser as _;
 use hyperfabric_sim::debug::{Case, Debugger, HELP};
+use hyperfabric_sim::run::RunReport;
 use hyperfabric_sim::swarm::{self, Failure};
 use serde_json::json;
 
@@ -77,7 +78,7 @@ fn replay(seed: u64, json: bool) -> Result<bool> {
 fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
     let begin = Instant::now();
     let next = AtomicU64::new(args.from);
-    let end = args.from.saturating_add(args.seeds);
+    let end = AtomicU64::new(args.from.saturating_add(args.seeds));
     let events = AtomicU64::new(0);
     let failures: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -86,19 +87,18 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    if seed >= end.load(Ordering::Relaxed) {
                         break;
                     }
-                    match swarm::try_seed(seed) {
+                    match try_seed(seed, args.fail_fast) {
                         Ok(report) => drop(events.fetch_add(report.events, Ordering::Relaxed)),
                         Err(failure) => {
+                            if args.fail_fast {
+                                // Those before it are under way by now, and go on: the first one is the same every time.
+                                end.fetch_min(seed, Ordering::Relaxed);
+                            }
                             if !json {
-                                let violations = &failure.report.violations;
-                                eprintln!(
-                                    "seed {seed}: {} violations, first {:?}",
-                                    violations.len(),
-                                    violations[0]
-                                );
+                                say(&failure);
                             }
                             failures
                                 .lock()
@@ -114,6 +114,9 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     failures.sort_by_key(|failure| failure.seed);
+    if args.fail_fast {
+        failures.truncate(1);
+    }
     if let Some(folder) = &args.logs {
         write_logs(folder, &failures)?;
     }
@@ -137,6 +140,22 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
         );
     }
     Ok(failed.is_empty())
+}
+
+fn try_seed(seed: u64, as_drawn: bool) -> Result<RunReport, Box<Failure>> {
+    if as_drawn {
+        swarm::try_as_drawn(seed)
+    } else {
+        swarm::try_seed(seed)
+    }
+}
+
+fn say(failure: &Failure) {
+    let violations = &failure.report.violations;
+    if let Some(first) = violations.first() {
+        let (seed, count) = (failure.seed, violations.len());
+        eprintln!("seed {seed}: {count} violations, first {first:?}");
+    }
 }
 
 /// Writes a page for people.

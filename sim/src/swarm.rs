@@ -149,22 +149,34 @@ pub fn run(seed: u64) -> RunReport {
     run.finish()
 }
 
+/// Runs what a seed draws, and leaves it as it is if it fails.
+///
+/// # Errors
+/// [`Failure`] says what did not hold.
+pub fn try_as_drawn(seed: u64) -> Result<RunReport, Box<Failure>> {
+    let report = run(seed);
+    if report.violations.is_empty() {
+        return Ok(report);
+    }
+    Err(Box::new(Failure {
+        seed,
+        report,
+        shrunk: scenario(seed),
+        runs: 0,
+    }))
+}
+
 /// Runs what a seed draws, and makes it smaller if it fails.
 ///
 /// # Errors
 /// [`Failure`] says what did not hold, and with how little.
 pub fn try_seed(seed: u64) -> Result<RunReport, Box<Failure>> {
-    let report = run(seed);
-    let Some(first) = report.violations.first() else {
-        return Ok(report);
-    };
-    let (shrunk, runs) = shrink(scenario(seed), seed, first.checker);
-    Err(Box::new(Failure {
-        seed,
-        report,
-        shrunk,
-        runs,
-    }))
+    try_as_drawn(seed).map_err(|mut failure| {
+        if let Some(first) = failure.report.violations.first() {
+            (failure.shrunk, failure.runs) = shrink(scenario(seed), seed, first.checker);
+        }
+        failure
+    })
 }
 
 /// Tells whether a scenario fails the same checker.

@@ -133,6 +133,9 @@ pub(crate) struct SwarmArgs {
     /// The first one
     #[arg(long, default_value_t = 1)]
     pub(crate) from: u64,
+    /// Stop at the first seed that fails, and leave it as it is
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
     /// Where to write a log of each failing seed, made small, for `debug`
     #[arg(long, value_name = "DIR")]
     pub(crate) logs: Option<PathBuf>,
