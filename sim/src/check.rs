@@ -7,16 +7,23 @@ mod bounds;
 mod bytes;
 mod certificates;
 mod directories;
+mod honesty;
+mod names;
+mod promises;
 mod transfers;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use bounds::Bounds;
 pub use bytes::BytesConserved;
 pub use certificates::Certificates;
 pub use directories::Directories;
+pub use honesty::Honesty;
 use hyperfabric_protocol::fabric::Event;
-use hyperfabric_protocol::{Instant, TransferId};
+use hyperfabric_protocol::{Instant, TransferId, UnixMillis};
+pub use names::Names;
+pub use promises::Promises;
 use serde::Serialize;
 pub use transfers::TransfersEnd;
 
@@ -40,8 +47,24 @@ pub struct Violation {
 pub enum Asked {
     /// A peer is a member under its name from now on.
     Member(PeerIndex),
-    /// A peer is a member of another mesh, or its membership has run out.
+    /// A peer is a member of another mesh.
     Stranger(PeerIndex),
+    /// A peer is a member until its certificate has run out.
+    Guest {
+        /// Who.
+        peer: PeerIndex,
+        /// When nobody takes the certificate any more.
+        until: UnixMillis,
+    },
+    /// A peer is a member under the name of another one, too.
+    Twin {
+        /// Who.
+        peer: PeerIndex,
+        /// Whose name it has.
+        of: PeerIndex,
+        /// Whether its certificate is the older one.
+        older: bool,
+    },
     /// A membership was revoked.
     Revoked(PeerIndex),
     /// A transfer was given to its sender, anew or to be resumed.
@@ -104,6 +127,28 @@ pub trait Check {
     fn end(&mut self, _world: &World, _to: &mut Findings) {}
 }
 
+/// Returns the sets of members that are connected through members: in a ring, two that are gone make two of them.
+fn parts(world: &World, mut left: BTreeSet<PeerIndex>) -> Vec<BTreeSet<PeerIndex>> {
+    let mut parts = Vec::new();
+    while let Some(first) = left.pop_first() {
+        let (mut part, mut open) = (BTreeSet::from([first]), vec![first]);
+        while let Some(peer) = open.pop() {
+            let reached: Vec<PeerIndex> = left
+                .iter()
+                .copied()
+                .filter(|other| world.can_connect(peer, *other))
+                .collect();
+            for other in reached {
+                left.remove(&other);
+                part.insert(other);
+                open.push(other);
+            }
+        }
+        parts.push(part);
+    }
+    parts
+}
+
 /// Returns every checker.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Check>> {
@@ -113,5 +158,8 @@ pub fn all() -> Vec<Box<dyn Check>> {
         Box::new(Directories::default()),
         Box::new(Certificates::default()),
         Box::new(Bounds),
+        Box::new(Names::default()),
+        Box::new(Promises),
+        Box::new(Honesty),
     ]
 }

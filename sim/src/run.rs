@@ -4,13 +4,16 @@
 //! them is otherwise the same: that is what shrinking relies on. At the end everything is mended, and the mesh has
 //! [`QUIET_MAX`] to become quiet before the last checks.
 
+pub(crate) mod arrivals;
 pub(crate) mod deeds;
+mod faults;
 pub(crate) mod plan;
 mod recording;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use faults::Ambush;
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::ticket::Ticket;
 use hyperfabric_protocol::transfer::{Offer, TransferEvent};
@@ -81,7 +84,11 @@ pub struct Run {
     members: BTreeSet<PeerIndex>,
     revoked: BTreeSet<PeerIndex>,
     joining: BTreeMap<PeerIndex, Ticket>,
-    down: BTreeSet<PeerIndex>,
+    /// Who does not run, and whom it was connected to, as its address book has it.
+    down: BTreeMap<PeerIndex, Vec<PeerIndex>>,
+    /// Peers that have another one's name, and whose.
+    twins: BTreeMap<PeerIndex, PeerIndex>,
+    ambushes: Vec<Ambush>,
     cuts: BTreeMap<usize, CutId>,
     sent: BTreeMap<TransferId, Sent>,
     mended: bool,
@@ -121,7 +128,9 @@ impl Run {
             members: BTreeSet::new(),
             revoked: BTreeSet::new(),
             joining: BTreeMap::new(),
-            down: BTreeSet::new(),
+            down: BTreeMap::new(),
+            twins: BTreeMap::new(),
+            ambushes: Vec::new(),
             cuts: BTreeMap::new(),
             sent: BTreeMap::new(),
             mended: false,
@@ -241,6 +250,9 @@ impl Run {
                 self.plan.later(at, Deed::JoinAgain(peer));
             }
             _ => {}
+        }
+        if let Event::Transfer(event) = event {
+            self.fall_into_ambush(at, peer, event);
         }
     }
 

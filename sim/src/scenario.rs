@@ -102,6 +102,9 @@ pub struct Scenario {
     /// What links are like.
     #[serde(default)]
     pub link: LinkSpec,
+    /// How many others an ordinary peer is connected to at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_max: Option<usize>,
     /// Links between regions that are different.
     #[serde(default)]
     pub between: Vec<BetweenSpec>,
@@ -335,6 +338,15 @@ pub enum Fault {
         /// How many.
         peers: usize,
     },
+    /// Processes crash while a payload is on its way: when a transfer next begins, goes on or ends, one of its two sides.
+    CrashMidway {
+        /// From when on.
+        at: Span,
+        /// For how long they are gone.
+        lasts: Span,
+        /// How many.
+        peers: usize,
+    },
     /// Peers take longer for everything.
     Slow {
         /// When.
@@ -360,6 +372,9 @@ pub enum Fault {
         /// By how much they are behind.
         #[serde(default)]
         behind: Span,
+        /// Whether they are set right while their hosts start anew.
+        #[serde(default)]
+        reboots: bool,
     },
     /// Connections are lost, as when a router forgets them.
     Disconnect {
@@ -395,6 +410,7 @@ impl Fault {
         match self {
             Self::Partition { at, lasts, .. }
             | Self::Crash { at, lasts, .. }
+            | Self::CrashMidway { at, lasts, .. }
             | Self::Slow { at, lasts, .. }
             | Self::Clock { at, lasts, .. } => (at.0, lasts.0),
             Self::Churn { at, lasts, gone, .. } => (at.0, lasts.0.saturating_add(gone.0)),
@@ -417,6 +433,9 @@ pub enum Load {
         count: usize,
         /// How large.
         size: Bytes,
+        /// Whether all go to one peer.
+        #[serde(default)]
+        to_one: bool,
     },
     /// Small requests from some peers to others, which answer them. Real nodes only.
     Messages {
@@ -436,11 +455,27 @@ pub enum Load {
         /// How many.
         peers: usize,
     },
-    /// Peers of another mesh, and members whose certificates run out, knock.
+    /// Peers of another mesh knock.
     Strangers {
         /// When.
         at: Span,
-        /// How many of each.
+        /// How many.
+        peers: usize,
+    },
+    /// Members join whose certificates soon run out, and knock again afterwards.
+    Guests {
+        /// When.
+        at: Span,
+        /// How many.
+        peers: usize,
+        /// How long their certificates count.
+        stay: Span,
+    },
+    /// Members join under names that others were granted as well, by an admitter that had not heard of it.
+    Twins {
+        /// When.
+        at: Span,
+        /// How many.
         peers: usize,
     },
 }
@@ -485,6 +520,9 @@ impl Scenario {
         }
         if self.link.rate.0 == 0 || self.between.iter().any(|b| b.link.rate.0 == 0) {
             return value("rate", "at least 1B/s");
+        }
+        if self.connections_max.is_some_and(|max| !(4..=32).contains(&max)) {
+            return value("connections_max", "between 4 and 32");
         }
         if self.link.loss.0 >= 1_000_000 {
             return value("loss", "below 100%");

@@ -54,16 +54,75 @@ pub fn scenario(seed: u64) -> Scenario {
     let loads = (0..draws.between(1, 3))
         .map(|_| load(&mut draws, lasts_ms))
         .collect();
-    Scenario {
+    let mut drawn = Scenario {
         intent: format!("What seed {seed} draws."),
         peers,
         join_within: span(draws.between(0, 10_000)),
         lasts: span(lasts_ms),
         topology,
         link: link(&mut draws),
+        connections_max: None,
         between: Vec::new(),
         faults,
         loads,
+    };
+    add_rarer(&mut drawn, seed, lasts_ms);
+    drawn
+}
+
+/// Adds what most runs are without, from a stream of its own: what else a seed draws does not depend on it.
+fn add_rarer(scenario: &mut Scenario, seed: u64, lasts_ms: u64) {
+    let mut draws = Seed(seed).stream(Stream::Faults, 2, 0);
+    if draws.below(4) == 0 {
+        let at = span(draws.between(2_000, lasts_ms / 2));
+        let peers = usize::try_from(draws.between(1, 2)).unwrap_or(1);
+        let stay = span(draws.between(2_000, lasts_ms / 3));
+        scenario.loads.push(Load::Guests { at, peers, stay });
+    }
+    if draws.below(4) == 0 {
+        let at = span(draws.between(2_000, lasts_ms / 2));
+        let peers = usize::try_from(draws.between(1, 2)).unwrap_or(1);
+        scenario.loads.push(Load::Twins { at, peers });
+    }
+    if draws.below(4) == 0 {
+        let at = span(draws.between(2_000, lasts_ms / 2));
+        scenario.loads.push(Load::Transfers {
+            at,
+            within: span(draws.between(0, 5_000)),
+            count: usize::try_from(draws.between(4, 20)).unwrap_or(4),
+            size: Bytes(draws.between(1, 8_000_000)),
+            to_one: true,
+        });
+        // Where peers can reach a few others only, fewer connections would leave some outside.
+        if scenario.topology == TopologySpec::Full {
+            let max = usize::try_from(draws.between(4, 8)).unwrap_or(4);
+            scenario.connections_max = Some(max);
+        }
+    }
+    if draws.below(4) == 0 {
+        let at = draws.between(5_000, lasts_ms / 2);
+        // Clocks are wrong by seconds and minutes more often than by hours.
+        let error = [30_000, 280_000, 900_000][draws.index(3)];
+        let (ahead, behind) = if draws.below(2) == 0 {
+            (error, 0)
+        } else {
+            (0, error)
+        };
+        scenario.faults.push(Fault::Clock {
+            at: span(at),
+            lasts: span(draws.between(2_000, lasts_ms / 2)),
+            peers: usize::try_from(draws.between(1, 2)).unwrap_or(1),
+            ahead: span(draws.between(0, ahead)),
+            behind: span(draws.between(0, behind)),
+            reboots: draws.below(2) == 0,
+        });
+    }
+    if draws.below(4) == 0 {
+        scenario.faults.push(Fault::CrashMidway {
+            at: span(draws.between(2_000, lasts_ms / 2)),
+            lasts: span(draws.between(100, 10_000)),
+            peers: usize::try_from(draws.between(1, 4)).unwrap_or(1),
+        });
     }
 }
 
@@ -106,6 +165,7 @@ fn fault(draws: &mut Draws, lasts_ms: u64) -> Fault {
             peers,
             ahead: span(draws.below(2) * draws.below(7_200_000)),
             behind: span(draws.below(2) * draws.below(7_200_000)),
+            reboots: false,
         },
         7 => Fault::Disconnect { at, pairs: 2 * peers },
         8 => Fault::Revoke { at, peers: 1 },
@@ -135,6 +195,7 @@ fn load(draws: &mut Draws, lasts_ms: u64) -> Load {
             count,
             // Not a whole number of chunks, and sometimes nothing at all.
             size: Bytes(draws.below(5) * draws.below(12_000_000)),
+            to_one: false,
         },
     }
 }

@@ -316,10 +316,10 @@ impl World {
         std::mem::take(&mut self.log)
     }
 
-    /// Tells whether a peer is configured as a bootstrap peer.
+    /// Returns how a peer is configured.
     #[must_use]
-    pub fn is_bootstrap(&self, index: PeerIndex) -> bool {
-        self.peers[index.0].options.bootstrap
+    pub fn options(&self, index: PeerIndex) -> PeerOptions {
+        self.peers[index.0].options
     }
 
     /// Runs until `done` or for `limit` of virtual time. Returns whether it was done.

@@ -53,6 +53,12 @@ fn a_revocation_from_a_clock_that_was_ahead_counts_once_the_clock_is_right() {
 }
 
 #[test]
+fn a_member_whose_certificate_has_run_out_is_gone_for_everyone() {
+    // Its record counted for longer, but not for those who came later. [DIR-4]
+    [4, 7, 9].into_iter().for_each(holds);
+}
+
+#[test]
 fn churn_holds() {
     run("churn.toml", 12);
 }

@@ -34,11 +34,13 @@ impl Check for Bounds {
                 continue;
             };
             let sizes = fabric.sizes();
-            let neighbors = if world.is_bootstrap(peer) {
+            let options = world.options(peer);
+            let most = if options.bootstrap {
                 BOOTSTRAP_NEIGHBORS_MAX
             } else {
                 NEIGHBORS_MAX
             };
+            let neighbors = most.min(options.connections_max);
             for (what, size, max) in [
                 ("neighbors", sizes.neighbors, neighbors),
                 (

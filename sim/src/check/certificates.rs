@@ -1,15 +1,18 @@
-//! Nobody deals with a peer whose membership it knows to be revoked, or that never was a member.
+//! Nobody deals with a peer whose membership it knows to be revoked, or has run out, or that never was a member.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::{Role, TransferEvent};
-use hyperfabric_protocol::{Instant, PeerId};
+use hyperfabric_protocol::{Instant, PeerId, UnixMillis};
 
 use super::{Asked, Check, Findings};
 use crate::world::{PeerIndex, World};
 
 const NAME: &str = "certificates";
+/// How long something that began while a certificate counted may take.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The checker.
 #[derive(Debug, Default)]
@@ -18,6 +21,18 @@ pub struct Certificates {
     /// Who was revoked, and who has said that it knows.
     revoked: BTreeSet<PeerId>,
     told: BTreeMap<PeerIndex, BTreeSet<PeerId>>,
+    /// Whose certificate runs out, and when.
+    guests: BTreeMap<PeerId, UnixMillis>,
+    /// Whose clock was wrong at some time: they cannot be blamed for what they take for valid.
+    confused: BTreeSet<PeerIndex>,
+}
+
+impl Certificates {
+    /// Tells whether a peer has run out for another one that knows what time it is.
+    fn is_over(&self, world: &World, peer: PeerIndex, who: &PeerId) -> bool {
+        let over = |until: &UnixMillis| until.after(GRACE) < world.now().wall;
+        !self.confused.contains(&peer) && self.guests.get(who).is_some_and(over)
+    }
 }
 
 impl Check for Certificates {
@@ -25,7 +40,8 @@ impl Check for Certificates {
         match asked {
             Asked::Stranger(peer) => drop(self.strangers.insert(world.peer_id(peer))),
             Asked::Revoked(peer) => drop(self.revoked.insert(world.peer_id(peer))),
-            Asked::Member(_) | Asked::Send { .. } | Asked::Crashed(_) => {}
+            Asked::Guest { peer, until } => drop(self.guests.insert(world.peer_id(peer), until)),
+            Asked::Member(_) | Asked::Twin { .. } | Asked::Send { .. } | Asked::Crashed(_) => {}
         }
     }
 
@@ -59,6 +75,14 @@ impl Check for Certificates {
                 format!("{what} {}, who is no member", who.short()),
             );
         }
+        if self.is_over(world, peer, &who) {
+            to.add(
+                NAME,
+                at,
+                Some(peer),
+                format!("{what} {}, whose certificate has run out", who.short()),
+            );
+        }
         if self.told.get(&peer).is_some_and(|told| told.contains(&who)) {
             to.add(
                 NAME,
@@ -67,6 +91,12 @@ impl Check for Certificates {
                 format!("{what} {}, of whose revocation it had heard", who.short()),
             );
         }
+    }
+
+    fn look(&mut self, world: &World, _to: &mut Findings) {
+        let right = world.now().wall;
+        let wrong = world.peers().filter(|peer| world.clock(*peer).wall != right);
+        self.confused.extend(wrong);
     }
 
     fn end(&mut self, world: &World, to: &mut Findings) {
@@ -80,8 +110,11 @@ impl Check for Certificates {
             }
             // Of a revocation only those must know who have said so.
             let told = |who: &PeerId| self.told.get(&peer).is_some_and(|told| told.contains(who));
-            let outside =
-                |who: &PeerId| self.strangers.contains(who) || (self.revoked.contains(who) && told(who));
+            let outside = |who: &PeerId| {
+                self.strangers.contains(who)
+                    || (self.revoked.contains(who) && told(who))
+                    || self.is_over(world, peer, who)
+            };
             for (who, _) in fabric.connected().filter(|(who, _)| outside(who)) {
                 let what = format!("is still connected with {}, who is no member", who.short());
                 to.add(NAME, world.now().mono, Some(peer), what);

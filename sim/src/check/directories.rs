@@ -1,19 +1,23 @@
 //! When all is quiet, every member knows the same, and that is what is true.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use hyperfabric_protocol::PeerId;
+use hyperfabric_protocol::{PeerId, UnixMillis};
 
-use super::{Asked, Check, Findings};
+use super::{Asked, Check, Findings, parts};
 use crate::world::{PeerIndex, World};
 
 const NAME: &str = "directories";
+/// How much later than its end a record may be dropped.
+const EXPIRY_MAX: Duration = Duration::from_secs(10);
 
 /// The checker.
 #[derive(Debug, Default)]
 pub struct Directories {
     members: BTreeSet<PeerIndex>,
     strangers: BTreeSet<PeerIndex>,
+    guests: BTreeMap<PeerIndex, UnixMillis>,
     revoked: BTreeSet<PeerIndex>,
 }
 
@@ -26,7 +30,8 @@ impl Check for Directories {
                 self.members.remove(&peer);
                 self.revoked.insert(peer);
             }
-            Asked::Send { .. } | Asked::Crashed(_) => {}
+            Asked::Guest { peer, until } => drop(self.guests.insert(peer, until)),
+            Asked::Twin { .. } | Asked::Send { .. } | Asked::Crashed(_) => {}
         }
     }
 
@@ -44,33 +49,13 @@ impl Check for Directories {
     }
 }
 
-/// Returns the sets of members that are connected through members: in a ring, two that are gone make two of them.
-fn parts(world: &World, mut left: BTreeSet<PeerIndex>) -> Vec<BTreeSet<PeerIndex>> {
-    let mut parts = Vec::new();
-    while let Some(first) = left.pop_first() {
-        let (mut part, mut open) = (BTreeSet::from([first]), vec![first]);
-        while let Some(peer) = open.pop() {
-            let reached: Vec<PeerIndex> = left
-                .iter()
-                .copied()
-                .filter(|other| world.can_connect(peer, *other))
-                .collect();
-            for other in reached {
-                left.remove(&other);
-                part.insert(other);
-                open.push(other);
-            }
-        }
-        parts.push(part);
-    }
-    parts
-}
-
 impl Directories {
     fn check_part(&self, world: &World, part: &BTreeSet<PeerIndex>, hears: bool, to: &mut Findings) {
         let now = world.now().mono;
         let wanted: BTreeSet<PeerId> = part.iter().map(|peer| world.peer_id(*peer)).collect();
-        let outside = self.revoked.union(&self.strangers);
+        let over = |(_, until): &(&PeerIndex, &UnixMillis)| until.after(EXPIRY_MAX) < world.now().wall;
+        let guests = self.guests.iter().filter(over).map(|(peer, _)| peer);
+        let outside = self.revoked.union(&self.strangers).chain(guests);
         let unwanted: BTreeSet<PeerId> = outside.map(|peer| world.peer_id(*peer)).collect();
         let mut digests = BTreeSet::new();
         for peer in part {

@@ -1,16 +1,19 @@
 //! Every transfer ends, once, verified or with a typed error, and "verified" is true.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hyperfabric_protocol::fabric::Event;
-use hyperfabric_protocol::transfer::{Role, TransferEvent};
-use hyperfabric_protocol::{Instant, TransferId};
+use hyperfabric_protocol::transfer::{Fault, Role, TransferEvent};
+use hyperfabric_protocol::{Instant, PeerId, TransferId};
 
 use super::{Asked, Check, Findings};
 use crate::world::{PeerIndex, World};
 
 const NAME: &str = "transfers";
 const CHUNK: u64 = 1 << 20;
+/// How long two connected peers may leave all transfers from one to the other where they are.
+const STANDSTILL: Duration = Duration::from_secs(100);
 
 #[derive(Debug)]
 struct Account {
@@ -26,6 +29,32 @@ struct Account {
 #[derive(Debug, Default)]
 pub struct TransfersEnd {
     transfers: BTreeMap<TransferId, Account>,
+    /// Since when a peer is connected with another one.
+    up: BTreeMap<(PeerIndex, PeerId), Instant>,
+    /// When a transfer of a peer to another one has moved last, or was given to it.
+    moved: BTreeMap<(PeerIndex, PeerId), Instant>,
+}
+
+impl TransfersEnd {
+    /// Keeps account of what lets transfers go on.
+    fn note(&mut self, at: Instant, peer: PeerIndex, event: &Event) {
+        match event {
+            Event::PeerUp { peer: who, .. } => drop(self.up.insert((peer, *who), at)),
+            Event::PeerDown { peer: who } => drop(self.up.remove(&(peer, *who))),
+            Event::Transfer(
+                TransferEvent::Progress { of, .. } | TransferEvent::Ended { of, result: Ok(_) },
+            ) if of.role == Role::Sender => {
+                self.moved.insert((peer, of.peer), at);
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells whether two peers were connected for long, and nothing moved from one to the other.
+    fn stood_still(&self, at: Instant, from: PeerIndex, to: PeerId) -> bool {
+        let long_ago = |since: Option<&Instant>| since.is_some_and(|since| since.after(STANDSTILL) < at);
+        long_ago(self.up.get(&(from, to))) && long_ago(self.moved.get(&(from, to)))
+    }
 }
 
 impl Account {
@@ -52,7 +81,7 @@ impl Account {
 }
 
 impl Check for TransfersEnd {
-    fn asked(&mut self, _world: &World, asked: Asked) {
+    fn asked(&mut self, world: &World, asked: Asked) {
         match asked {
             Asked::Send {
                 from,
@@ -68,15 +97,23 @@ impl Check for TransfersEnd {
                     delivered: false,
                 });
                 account.ended = 0;
+                self.moved.insert((from, world.peer_id(to)), world.now().mono);
             }
-            Asked::Member(_) | Asked::Stranger(_) | Asked::Revoked(_) | Asked::Crashed(_) => {}
+            Asked::Crashed(peer) => self.up.retain(|(from, _), _| *from != peer),
+            Asked::Member(_)
+            | Asked::Stranger(_)
+            | Asked::Guest { .. }
+            | Asked::Twin { .. }
+            | Asked::Revoked(_) => {}
         }
     }
 
     fn event(&mut self, world: &World, at: Instant, peer: PeerIndex, event: &Event, to: &mut Findings) {
+        self.note(at, peer, event);
         let Event::Transfer(TransferEvent::Ended { of, result }) = event else {
             return;
         };
+        let stuck = of.role == Role::Sender && self.stood_still(at, peer, of.peer);
         let Some(account) = self.transfers.get_mut(&of.transfer) else {
             return to.add(
                 NAME,
@@ -107,6 +144,16 @@ impl Check for TransfersEnd {
                     format!("transfer {} ended twice", of.transfer),
                 );
             }
+        }
+        if let Err(error) = result
+            && matches!(error.fault, Fault::TimedOut | Fault::Unreachable)
+            && stuck
+        {
+            let what = format!(
+                "transfer {} came to a standstill between connected peers",
+                of.transfer
+            );
+            to.add(NAME, at, Some(peer), what);
         }
         if let Ok(ended) = result {
             account.delivered = true;

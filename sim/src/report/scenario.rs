@@ -118,6 +118,7 @@ fn describe(fault: &Fault) -> String {
             format!("partition: {who} {what}")
         }
         Fault::Crash { peers, .. } => format!("crash of {peers} peers"),
+        Fault::CrashMidway { peers, .. } => format!("crash of {peers} peers in the middle of transfers"),
         Fault::Slow { peers, by, .. } => format!("{peers} peers slower by {:.3} s a job", by.0.as_secs_f64()),
         Fault::Clock {
             peers, ahead, behind, ..

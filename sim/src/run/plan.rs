@@ -21,6 +21,10 @@ pub(crate) enum Deed {
     Start { ticket: bool },
     /// A peer of another mesh starts and dials the first one.
     Stranger,
+    /// A member starts whose certificate counts for so long only.
+    Guest { stay: Duration },
+    /// A member starts under the name of another one, drawn from `draw`.
+    Twin { draw: u64 },
     /// A peer has its certificate: its daemon starts.
     Joined(PeerIndex),
     /// A peer shows its ticket again.
@@ -103,6 +107,17 @@ impl Plan {
             Load::Strangers { at, peers } => {
                 for _ in 0..*peers {
                     self.at(at.0, Deed::Stranger);
+                }
+            }
+            Load::Guests { at, peers, stay } => {
+                for _ in 0..*peers {
+                    self.at(at.0, Deed::Guest { stay: stay.0 });
+                }
+            }
+            Load::Twins { at, peers } => {
+                for _ in 0..*peers {
+                    let draw = draws.u64();
+                    self.at(at.0, Deed::Twin { draw });
                 }
             }
         }

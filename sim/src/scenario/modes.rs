@@ -50,13 +50,17 @@ impl Scenario {
         };
         for load in &mut self.loads {
             match load {
-                Load::Crowd { peers, .. } | Load::Strangers { peers, .. } => scale(peers),
+                Load::Crowd { peers, .. }
+                | Load::Strangers { peers, .. }
+                | Load::Guests { peers, .. }
+                | Load::Twins { peers, .. } => scale(peers),
                 Load::Transfers { .. } | Load::Messages { .. } => {}
             }
         }
         for fault in &mut self.faults {
             match fault {
                 Fault::Crash { peers, .. }
+                | Fault::CrashMidway { peers, .. }
                 | Fault::Slow { peers, .. }
                 | Fault::Clock { peers, .. }
                 | Fault::Revoke { peers, .. }
@@ -92,6 +96,24 @@ impl Scenario {
         }
     }
 
+    /// Returns the key of something that only virtual time can carry out.
+    #[cfg(feature = "real")]
+    fn virtual_only(&self) -> Option<&'static str> {
+        let fault = |fault: &Fault| match fault {
+            Fault::CrashMidway { .. } => Some("kind = \"crash-midway\""),
+            Fault::Clock { reboots: true, .. } => Some("reboots = true"),
+            _ => None,
+        };
+        let load = |load: &Load| match load {
+            Load::Guests { .. } => Some("kind = \"guests\""),
+            Load::Twins { .. } => Some("kind = \"twins\""),
+            _ => None,
+        };
+        let limit = self.connections_max.map(|_| "connections_max");
+        let faults = self.faults.iter().find_map(fault);
+        limit.or(faults).or_else(|| self.loads.iter().find_map(load))
+    }
+
     /// Checks what real nodes on this machine cannot carry out.
     ///
     /// # Errors
@@ -104,6 +126,12 @@ impl Scenario {
             return refuse(
                 format!("peers = {}, {peers} with those who come later", self.peers),
                 "one process runs at most 2,000 real nodes: scale it down with `--peers`, or use `scale`",
+            );
+        }
+        if let Some(key) = self.virtual_only() {
+            return refuse(
+                key.to_owned(),
+                "real nodes do not do this: use `scale`, which runs the protocol in virtual time",
             );
         }
         let queue_max = hyperfabric_mesh::wire::HELD_BYTES_MAX as u64;

@@ -53,6 +53,20 @@ impl Default for PeerOptions {
 }
 
 impl PeerOptions {
+    /// Returns those of a peer that is connected to at most `max` others, and leaves as much of that to those who dial it
+    /// as usual.
+    #[must_use]
+    pub fn with_connections(max: usize) -> Self {
+        let usual = Self::default();
+        let share = |degree: usize| (degree * max / usual.connections_max).max(1);
+        Self {
+            degree_min: share(usual.degree_min),
+            degree_max: share(usual.degree_max),
+            connections_max: max,
+            ..usual
+        }
+    }
+
     /// Returns those of a bootstrap peer.
     #[must_use]
     pub fn bootstrap() -> Self {
@@ -150,8 +164,20 @@ impl World {
     /// for this long.
     #[must_use]
     pub fn certify_next(&mut self, mesh: &str, name: NodeId, valid: Duration) -> (MeshRoot, Membership) {
-        let (authority, number) = (self.authority(mesh), self.peers.len());
         let wall = self.now().wall;
+        self.certify_next_at(mesh, name, wall, valid)
+    }
+
+    /// Makes a membership as [`Self::certify_next`] does, that counts from `wall` on.
+    #[must_use]
+    pub fn certify_next_at(
+        &mut self,
+        mesh: &str,
+        name: NodeId,
+        wall: UnixMillis,
+        valid: Duration,
+    ) -> (MeshRoot, Membership) {
+        let (authority, number) = (self.authority(mesh), self.peers.len());
         // Whoever admits by hand is an admitter as any other: its delegation makes part of what members send.
         let key = SigningKey::from_bytes(&self.seed.secret(u64::MAX - 1, 0));
         let delegation = Delegation::issue(&authority, mesh, key.peer_id(), wall, DELEGATION_VALIDITY);
@@ -219,7 +245,8 @@ impl World {
     }
 
     /// Returns the time on a peer's own clocks.
-    pub(super) fn clock(&self, index: PeerIndex) -> Now {
+    #[must_use]
+    pub fn clock(&self, index: PeerIndex) -> Now {
         let wall = EPOCH.after(Duration::from_nanos(self.now.0)).0;
         Now {
             mono: self.now,

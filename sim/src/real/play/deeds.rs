@@ -17,7 +17,8 @@ use super::{Done, Play, place_of};
 use crate::real::RealError;
 use crate::real::load::{End, MESSAGE_BYTES, PROMPT_BYTES_MAX};
 use crate::real::testbed::LabError;
-use crate::run::deeds::{CONTACTS, SEND_AGAIN, SEND_TRIES, VALID};
+use crate::run::arrivals::{CONTACTS, VALID};
+use crate::run::deeds::{SEND_AGAIN, SEND_TRIES};
 use crate::run::plan::{Deed, transfer_draws, victim_draws};
 use crate::scale::name_of;
 use crate::scenario::{Fault, Load};
@@ -71,7 +72,8 @@ impl Play {
         match deed {
             Deed::Start { ticket } => self.start_peer(ticket).await,
             Deed::Stranger => self.start_stranger().await,
-            Deed::Joined(_) => Ok(()),
+            // Guests and twins are refused beforehand.
+            Deed::Joined(_) | Deed::Guest { .. } | Deed::Twin { .. } => Ok(()),
             Deed::JoinAgain(peer) => {
                 self.redeem(place_of(peer));
                 Ok(())
@@ -239,6 +241,8 @@ impl Play {
                 }
             }
             Fault::Revoke { peers, .. } => self.revoke(&mut draws, *peers).await,
+            // Refused beforehand.
+            Fault::CrashMidway { .. } => {}
         }
         let now = Moment(0).after(self.passed());
         let victims = victims.into_iter().map(PeerIndex).collect();
@@ -298,7 +302,7 @@ impl Play {
             }
             Some(Fault::Slow { .. }) => places.for_each(|place| self.sites[place].lag.set(Duration::ZERO)),
             Some(Fault::Clock { .. }) => places.for_each(|place| self.sites[place].clock.set(0)),
-            Some(Fault::Disconnect { .. } | Fault::Revoke { .. }) | None => {}
+            Some(Fault::Disconnect { .. } | Fault::Revoke { .. } | Fault::CrashMidway { .. }) | None => {}
         }
         Ok(())
     }
@@ -320,7 +324,12 @@ impl Play {
         // In virtual time these are the transfer's id.
         let _id = [draws.u64(), draws.u64()];
         let from = members[draws.index(members.len())];
+        let to_one = matches!(
+            self.scenario.loads.get(load),
+            Some(Load::Transfers { to_one: true, .. })
+        );
         let drawn = draws.index(members.len());
+        let drawn = if to_one { members.len() / 2 } else { drawn };
         // Nobody sends to itself: then the next one is meant.
         let to = if members[drawn] == from {
             members[(drawn + 1) % members.len()]
@@ -352,7 +361,8 @@ impl Play {
                 }
             }
             Some(Load::Messages { .. }) => self.ask(number, from, to),
-            Some(Load::Crowd { .. } | Load::Strangers { .. }) | None => {}
+            Some(Load::Crowd { .. } | Load::Strangers { .. } | Load::Guests { .. } | Load::Twins { .. })
+            | None => {}
         }
     }
 
