@@ -62,3 +62,50 @@ fn more_incoming_transfers_than_the_owner_allows_are_told_to_come_later() {
         (Vec::from([Fault::Busy, Fault::Busy]), 3)
     );
 }
+
+/// A receiver with a transfer of [`P`], who has left, and another peer that is up.
+fn left_by_its_sender(limit: usize) -> Rig {
+    let mut rig = Rig::new();
+    rig.machine = Transfers::new(random(1)).with_limit(limit);
+    rig.input(Input::PeerUp { peer: P });
+    rig.input(Input::PeerUp { peer: peer(2) });
+    rig.offered();
+    rig.prepared(Ok(Prepared::Ready { have: ranges(1) }));
+    rig.input(Input::PeerDown { peer: P });
+    rig.forget();
+    rig
+}
+
+fn offered_by_another(rig: &mut Rig, number: u8) {
+    let transfer = TransferId([number; 16]);
+    let offer = offer(SIZE);
+    rig.input(Input::Frame {
+        peer: peer(2),
+        frame: Frame::Offer(OfferFrame { transfer, offer }),
+    });
+}
+
+#[test]
+fn a_transfer_that_its_sender_has_left_makes_room_for_those_of_others() {
+    // [XFER-11]
+    let mut rig = left_by_its_sender(1);
+    offered_by_another(&mut rig, 1);
+    assert_eq!(rig.ended(), [Err(Fault::Unreachable)]);
+    assert!(matches!(rig.jobs()[..], [Job::Prepare { peer: by, .. }] if by == peer(2)));
+    offered_by_another(&mut rig, 2);
+    assert_eq!((rig.faults(), rig.jobs()), (Vec::from([Fault::Busy]), Vec::new()));
+}
+
+#[test]
+fn a_peer_that_offers_too_much_takes_no_place_from_others() {
+    // [XFER-11]
+    let mut rig = left_by_its_sender(2 * INCOMING_PER_PEER_MAX);
+    for number in 0..=u8::try_from(INCOMING_PER_PEER_MAX).unwrap() {
+        offered_by_another(&mut rig, number);
+    }
+    assert_eq!(
+        (rig.faults(), rig.ended()),
+        (Vec::from([Fault::Busy]), Vec::new())
+    );
+    assert_eq!(rig.machine.sizes().1, INCOMING_PER_PEER_MAX + 1);
+}
