@@ -258,3 +258,51 @@ fn what_is_kept_is_counted() {
     });
     assert_eq!(rig.machine.sizes(), (1, 1, 1));
 }
+
+#[test]
+fn a_sender_that_is_refused_again_and_again_waits_from_half_a_second_to_half_a_minute() {
+    // [XFER-11]
+    let mut rig = Rig::sender(TransferState::Offering);
+    for refusals in 0..12 {
+        rig.abort(Fault::Busy);
+        assert_eq!(rig.state(), Some(TransferState::Waiting));
+        let pause = rig.machine.poll_timeout().unwrap().since(rig.now.mono);
+        let usual = Duration::from_millis(500 << refusals.min(6)).min(Duration::from_secs(30));
+        assert!(
+            pause >= usual * 3 / 4 && pause <= usual * 5 / 4,
+            "{pause:?} after {refusals} refusals"
+        );
+        rig.pass(pause);
+        assert!(matches!(rig.frames()[..], [Frame::Offer(_)]));
+    }
+}
+
+#[test]
+fn a_connection_is_wanted_while_something_goes_on_and_no_longer() {
+    let wants = |rig: &mut Rig| -> Vec<bool> {
+        let want = |output| match output {
+            Output::Want { .. } => Some(true),
+            Output::Unwant { .. } => Some(false),
+            Output::Frame { .. } | Output::Payload(_) => None,
+        };
+        rig.outputs().into_iter().filter_map(want).collect()
+    };
+    let mut rig = Rig::new();
+    assert_eq!(wants(&mut rig), [], "that it is up is no reason");
+    rig.offered();
+    rig.prepared(Ok(Prepared::Ready { have: ranges(0) }));
+    assert_eq!(wants(&mut rig), [true]);
+    rig.input(Input::PeerDown { peer: P });
+    assert_eq!(wants(&mut rig), [false], "who receives does not dial");
+    rig.input(Input::PeerUp { peer: P });
+    assert_eq!(wants(&mut rig), [true]);
+    rig.abort(Fault::Cancelled);
+    rig.input(Input::JobDone(JobResult::Discarded {
+        peer: P,
+        transfer: ID,
+    }));
+    assert_eq!(wants(&mut rig), [false]);
+    rig.input(Input::PeerDown { peer: P });
+    rig.send(ID, false);
+    assert_eq!(wants(&mut rig), [true], "who sends does");
+}
