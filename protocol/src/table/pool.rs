@@ -2,42 +2,24 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::hash::{BuildHasherDefault, Hasher};
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use spin::Mutex;
 
 /// Below this many buckets nobody looks for those that no table has any more.
 const PURGE_MIN: usize = 4096;
 
-/// Takes a hash for what it is.
-#[derive(Debug, Default)]
-struct Identity(u64);
-
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, word: u64) {
-        self.0 = word;
-    }
-}
-
+/// Buckets by their keys, which are hashes themselves. Nothing depends on the order in which they lie.
 #[derive(Debug)]
 struct Shelf<T> {
-    buckets: HashMap<u64, Arc<Vec<T>>, BuildHasherDefault<Identity>>,
+    buckets: HashTable<(u64, Arc<Vec<T>>)>,
     purge_at: usize,
 }
 
 impl<T> Default for Shelf<T> {
     fn default() -> Self {
         Self {
-            buckets: HashMap::default(),
+            buckets: HashTable::new(),
             purge_at: PURGE_MIN,
         }
     }
@@ -70,16 +52,22 @@ const fn key(bucket: usize, hash: u64) -> u64 {
 impl<T> Pool<T> {
     /// Returns the bucket that somebody has brought into this state before.
     pub(super) fn find(&self, bucket: usize, hash: u64) -> Option<Arc<Vec<T>>> {
-        self.0.lock().buckets.get(&key(bucket, hash)).cloned()
+        let key = key(bucket, hash);
+        let shelf = self.0.lock();
+        let found = shelf.buckets.find(key, |(other, _)| *other == key);
+        found.map(|(_, rows)| Arc::clone(rows))
     }
 
     /// Keeps a bucket for others.
     pub(super) fn keep(&self, bucket: usize, hash: u64, rows: &Arc<Vec<T>>) {
         let mut shelf = self.0.lock();
         if shelf.buckets.len() >= shelf.purge_at {
-            shelf.buckets.retain(|_, rows| Arc::strong_count(rows) > 1);
+            shelf.buckets.retain(|(_, rows)| Arc::strong_count(rows) > 1);
             shelf.purge_at = (shelf.buckets.len() * 2).max(PURGE_MIN);
         }
-        shelf.buckets.insert(key(bucket, hash), Arc::clone(rows));
+        let key = key(bucket, hash);
+        shelf
+            .buckets
+            .insert_unique(key, (key, Arc::clone(rows)), |(key, _)| *key);
     }
 }
