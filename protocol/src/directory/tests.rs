@@ -197,3 +197,24 @@ fn every_record_is_listed_once_from_wherever_one_begins() {
     }
     assert_eq!((d.len(), d.is_empty()), (4, false));
 }
+
+#[test]
+fn directories_that_share_their_tables_say_what_each_of_them_was_told() {
+    let sharing = Sharing::default();
+    let mut directories = [peer(1), peer(2)].map(|local| Directory::with_sharing(local, Some(&sharing)));
+    let name = |n: u8| std::format!("host{n}");
+    for n in 10..250 {
+        let device = std::format!("{}/gpu0", name(n));
+        let record = record(n, n, &name(n), &[&name(n), &device]);
+        directories[usize::from(n % 2)].insert(record);
+    }
+    for n in 10..250 {
+        for (which, directory) in directories.iter().enumerate() {
+            let told = usize::from(n % 2) == which;
+            assert_eq!(directory.host_of(&id(&name(n))), told.then_some(peer(n)), "{n}");
+            let device = id(&std::format!("{}/gpu0", name(n)));
+            assert_eq!(directory.host_of(&device), told.then_some(peer(n)), "{n}");
+            assert_eq!(directory.record(&peer(n)).is_some(), told, "{n}");
+        }
+    }
+}
