@@ -80,7 +80,7 @@ pub struct Record {
     pub member: Member,
     /// What it publishes.
     pub body: RecordBody,
-    /// The hash of the item that says so ([`hash_of`](super::hash_of)).
+    /// The hash of the item that says so ([`hash_of`]).
     pub hash: u64,
 }
 
