@@ -5,13 +5,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{
-    ANSWER_INTERVAL, BATCH_DELAY, BATCH_INTERVAL, Flood, Held, ITEMS_PER_FRAME_MAX, Link,
+    ANSWER_INTERVAL, BATCH_DELAY, BATCH_INTERVAL, Flood, Held, ITEMS_PER_FRAME_MAX, ItemKind, Link,
     STRAY_SUMMARIES_MAX, SUMMARIES_MAX, Version, order,
 };
 use crate::cbor::List;
 use crate::frame::{DIGEST_VERSIONS_MAX, Digest, Frame, Items, SUMMARY_BUCKETS, Summary, Versions};
 use crate::table::Table;
-use crate::{ConnId, Instant, Now};
+use crate::{ConnId, Instant, Now, PeerId};
 
 /// Frames of items are closed at this size, so that with one more item they stay below the frame limit.
 const FRAME_FILL_BYTES: usize = 44 * 1024;
@@ -181,7 +181,7 @@ impl Flood {
                 .iter()
                 .filter(|(_, from)| *from != Some(*conn))
                 .map(|(version, _)| version)
-                .filter(|version| open || version.key().origin == local)
+                .filter(|version| open || goes_to_all(version, local))
                 // An item that is new and was asked for goes once.
                 .filter(|version| !has(version) && asked.binary_search(&version.hash()).is_err());
             send_items(&mut self.transmits, *conn, new.chain(&lacking));
@@ -195,6 +195,12 @@ impl Flood {
         }
         self.links = links;
     }
+}
+
+/// Tells whether an item goes to those, too, who decline what is forwarded: own ones, and revocations, because those who
+/// are always early may be early so as to keep one back.
+fn goes_to_all(version: &Version, local: PeerId) -> bool {
+    version.key().origin == local || version.key().kind == ItemKind::Revocation
 }
 
 /// Queues items for a connection, in frames.

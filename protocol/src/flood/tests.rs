@@ -10,7 +10,7 @@ use crate::NodeId;
 use crate::cbor::{List, Text};
 use crate::cert::{Admitter, CERTIFICATE_VALIDITY, Membership, MeshRoot};
 use crate::flood::content::{NodeList, RecordBody};
-use crate::frame::{Digest, Summary, Versions};
+use crate::frame::{Digest, Forwarding, Summary, Versions};
 
 const START: Now = Now {
     mono: Instant(1_000_000_000),
@@ -705,4 +705,25 @@ fn who_loses_the_neighbors_that_forward_takes_others_back_and_misses_nothing() {
     net.busy(1..12, 3);
     let digest = net.peers[5].1.digest();
     assert_eq!(net.peers[0].1.digest(), digest);
+}
+
+#[test]
+fn a_revocation_goes_to_those_who_decline_what_is_forwarded_too() {
+    // [FLOOD-14]
+    let mut flood = Flood::new(key(0).peer_id(), Random::from_seed([0; 32]));
+    (0..5).for_each(|n| flood.link_up(START, ConnId(n)));
+    flood.handle_forwarding(ConnId(4), &Forwarding { wanted: false });
+    while flood.poll_transmit().is_some() {}
+    let mut now = START;
+    for (kind, receivers) in [(ItemKind::Record, 4), (ItemKind::Revocation, 5)] {
+        let item = Item::new(kind, 0, 1, now.wall, Duration::from_secs(600), b"x");
+        flood.restore(now, key(1).sign(Domain::Item, &crate::cbor::to_bytes(&item)));
+        now.mono = now.mono.after(BATCH_INTERVAL);
+        flood.handle_timeout(now);
+        let sent = core::iter::from_fn(|| flood.poll_transmit());
+        assert_eq!(
+            sent.filter(|(_, frame)| matches!(frame, Frame::Items(_))).count(),
+            receivers
+        );
+    }
 }
