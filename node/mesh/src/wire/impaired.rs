@@ -6,6 +6,7 @@
 //! meet the same fate. One task per impaired wire moves due datagrams on; there is no thread.
 
 mod line;
+mod pump;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::line::{Datagram, Fate, Line};
-use self::timer::Timer;
+use self::pump::pump;
 use super::{Capabilities, Outgoing, Received, Wire, WriteReady};
 use crate::sync::lock;
 
@@ -383,49 +384,4 @@ impl Wire for ImpairedWire {
     fn capabilities(&self) -> Capabilities {
         self.0.inner.capabilities()
     }
-}
-
-/// Passes due datagrams to the wire below, in order, until the impaired wire is dropped.
-async fn pump(shared: Arc<Shared>) {
-    let mut write_ready = Arc::clone(&shared.inner).write_ready();
-    let mut timer = Timer::new();
-    while !shared.dropped.load(Ordering::Acquire) {
-        let due = lock(&shared.line).pop_due(Instant::now());
-        if let Some(datagram) = due {
-            send_on(&shared, &mut write_ready, &datagram).await;
-            continue;
-        }
-        let next = lock(&shared.line).next_due();
-        match next {
-            Some(at) => {
-                // Both outcomes lead to the same look at the queue, so the branch order does not matter.
-                tokio::select! {
-                    () = timer.until(at) => {}
-                    () = shared.changed.notified() => {}
-                }
-            }
-            None => shared.changed.notified().await,
-        }
-    }
-}
-
-async fn send_on(shared: &Shared, write_ready: &mut Pin<Box<dyn WriteReady>>, datagram: &Datagram) {
-    let batch = datagram.as_outgoing();
-    loop {
-        match shared.inner.try_send(&batch) {
-            Ok(()) => break,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let ready = std::future::poll_fn(|cx| write_ready.as_mut().poll_writable(cx));
-                if ready.await.is_err() {
-                    break;
-                }
-            }
-            Err(e) => {
-                // What a network does with a datagram that it cannot deliver.
-                tracing::debug!(error = %e, destination = %batch.destination, "datagram dropped below the impaired wire");
-                break;
-            }
-        }
-    }
-    lock(&shared.line).stats.sent += 1;
 }

@@ -28,6 +28,11 @@ pub(super) struct Datagram {
 }
 
 impl Datagram {
+    /// Whether both can be segments of one batch, as far as everything but their sizes goes.
+    pub(super) fn goes_as(&self, other: &Self) -> bool {
+        self.destination == other.destination && self.ecn == other.ecn && self.src_ip == other.src_ip
+    }
+
     pub(super) fn as_outgoing(&self) -> Outgoing<'_> {
         Outgoing {
             destination: self.destination,
@@ -175,6 +180,9 @@ pub(super) struct Line {
     /// Keyed by due time, then by arrival, so that equal delays keep their order.
     held: BTreeMap<(Instant, u64), Datagram>,
     held_bytes: usize,
+    /// What has been taken off to be sent, and may not have been sent yet: nothing overtakes it, and its bytes count.
+    leaving: usize,
+    leaving_bytes: usize,
     arrivals: u64,
     pub(super) stats: ImpairmentStats,
 }
@@ -189,6 +197,8 @@ impl Line {
             chance: Chance(ChaCha8Rng::seed_from_u64(seed)),
             held: BTreeMap::new(),
             held_bytes: 0,
+            leaving: 0,
+            leaving_bytes: 0,
             arrivals: 0,
             stats: ImpairmentStats::default(),
         }
@@ -223,7 +233,7 @@ impl Line {
     /// Nothing to do to a datagram, and none under way that it would overtake. The address is canonical.
     pub(super) fn passes_at_once(&self, remote: SocketAddr) -> bool {
         let link = self.links.get(&remote).unwrap_or(&self.general);
-        self.held.is_empty() && link.impairment.passes_all()
+        self.held.is_empty() && self.leaving == 0 && link.impairment.passes_all()
     }
 
     pub(super) fn drops_incoming(&mut self, now: Instant, remote: SocketAddr) -> bool {
@@ -285,7 +295,7 @@ impl Line {
             return Fate::Lost;
         }
         let copies = 1 + usize::from(chance.of_ppm(link.impairment.duplicate_ppm));
-        if self.held_bytes + copies * bytes > HELD_BYTES_MAX {
+        if self.held_bytes + self.leaving_bytes + copies * bytes > HELD_BYTES_MAX {
             return Fate::Overflowed;
         }
         if chance.of_ppm(link.impairment.corrupt_ppm) && bytes > 0 {
@@ -311,7 +321,25 @@ impl Line {
         self.held.first_key_value().map(|((due, _), _)| *due)
     }
 
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Datagram> {
+    /// Takes off what is due, in order, at most `datagrams_max` of it. Until [`Line::all_left`] it is on its way out.
+    pub(super) fn take_due(&mut self, now: Instant, datagrams_max: usize, due: &mut Vec<Datagram>) {
+        while due.len() < datagrams_max
+            && let Some(datagram) = self.pop_due(now)
+        {
+            self.leaving += 1;
+            self.leaving_bytes += datagram.contents.len();
+            due.push(datagram);
+        }
+    }
+
+    /// What was taken off has reached the wire below.
+    pub(super) fn all_left(&mut self) {
+        self.stats.sent += self.leaving as u64;
+        self.leaving = 0;
+        self.leaving_bytes = 0;
+    }
+
+    fn pop_due(&mut self, now: Instant) -> Option<Datagram> {
         let entry = self.held.first_entry()?;
         if entry.key().0 > now {
             return None;

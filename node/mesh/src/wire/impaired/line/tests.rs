@@ -48,6 +48,35 @@ fn latency_delays_and_keeps_the_order_of_equal_delays() {
 }
 
 #[test]
+fn what_is_on_its_way_out_is_not_overtaken_and_counts_until_it_has_left() {
+    let (mut line, now) = line(Impairment {
+        latency: Duration::from_millis(50),
+        ..Impairment::default()
+    });
+    for mark in 0..5 {
+        line.push(now, datagram(100, mark));
+    }
+    line.set_impairment(Impairment::default());
+    let (remote, mut due) = ("192.0.2.1:4001".parse().unwrap(), Vec::new());
+    line.take_due(now + Duration::from_millis(49), 3, &mut due);
+    assert!(due.is_empty());
+    line.take_due(now + Duration::from_millis(50), 3, &mut due);
+    let marks: Vec<u8> = due.iter().map(|it| it.contents[0]).collect();
+    assert_eq!(marks, [0, 1, 2]);
+
+    line.all_left();
+    due.clear();
+    line.take_due(now + Duration::from_millis(50), 3, &mut due);
+    assert_eq!(due.len(), 2);
+    assert!(line.held.is_empty() && !line.passes_at_once(remote));
+    assert_eq!((line.stats.sent, line.leaving_bytes), (3, 200));
+
+    line.all_left();
+    assert!(line.passes_at_once(remote));
+    assert_eq!((line.stats.sent, line.leaving_bytes), (5, 0));
+}
+
+#[test]
 fn jitter_stays_within_its_bound_and_spreads() {
     let (mut line, now) = line(Impairment {
         latency: Duration::from_millis(10),
