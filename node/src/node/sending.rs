@@ -147,7 +147,11 @@ impl Node {
     /// [`StartError`].
     pub async fn send(&self, new: NewTransfer) -> Result<TransferId, StartError> {
         let inner = &self.0;
-        let source_node = self.name().await.ok_or(StartError::NotAMember)?;
+        // A node that is stopping is still a member, and cannot say so.
+        let own = self
+            .handle()
+            .act(|fabric, _| fabric.admission().own().map(|(_, own)| own.name.clone()));
+        let source_node = own.await?.ok_or(StartError::NotAMember)?;
         let source = inner.pool.run(move || open_source(new.file)).await??;
         if let Some(skipped) = source.skipped()
             && skipped.count > 0

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyperfabric_mesh::state::StateFolder;
 use hyperfabric_mesh::wire::{Impairment, ImpairmentHandle};
 use hyperfabric_mesh::{Events, PeerAddress, Wire};
-use hyperfabric_node::node::{Environment, NewTransfer, NodeConfig};
+use hyperfabric_node::node::{Environment, NewTransfer, NodeConfig, StartError};
 use hyperfabric_node::storage::{DiskStorage, Storage};
 use hyperfabric_node::store::Store;
 use hyperfabric_node::{DataType, Node, NodeId, NodeSignature, PacketPriority, PeerId, TransferId};
@@ -220,6 +220,10 @@ impl Peer {
 
     /// Begins to send a file.
     pub(crate) async fn send(&self, path: &Path, to: &NodeId) -> TransferId {
+        self.try_send(path, to).await.unwrap()
+    }
+
+    pub(crate) async fn try_send(&self, path: &Path, to: &NodeId) -> Result<TransferId, StartError> {
         let new = NewTransfer {
             file: std::fs::File::open(path).unwrap().into(),
             path: Some(path.to_owned()),
@@ -231,7 +235,7 @@ impl Peer {
             wait: PATIENCE,
             sync: false,
         };
-        self.node.send(new).await.unwrap()
+        self.node.send(new).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hyperfabric_mesh::wire::Impairment;
+use hyperfabric_node::node::StartError;
 
 use crate::harness::{ended, run};
 
@@ -38,5 +39,17 @@ fn two_nodes_in_one_process_move_a_file_over_a_wire_with_50_ms_and_1_percent_los
         assert!(stats.lost > 0, "the network was not bad");
         a.node.stop().await;
         b.node.stop().await;
+    });
+}
+
+#[test]
+fn a_node_that_has_stopped_says_so_to_who_wants_to_send() {
+    run(|lab| async move {
+        let founder = lab.found("a");
+        let a = lab.host(&founder, &[], Impairment::default()).await;
+        let (path, _) = lab.file("payload", 1);
+        a.node.stop().await;
+        let refused = a.try_send(&path, &founder.name).await;
+        assert!(matches!(refused, Err(StartError::Stopped(_))), "{refused:?}");
     });
 }
