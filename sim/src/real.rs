@@ -91,8 +91,11 @@ pub enum RealError {
     /// A peer ended by itself.
     #[error("peer {0} has ended")]
     Ended(usize),
+    /// A load test without connections.
+    #[error("0 connections carry no messages: ask for at least 1")]
+    NoConnections,
     /// So many connections cannot be had.
-    #[error("{connections} connections: {peers} peers hold between 1 and {most} with another pair each")]
+    #[error("{connections} connections: {peers} peers hold at most {most} with another pair each")]
     Connections {
         /// How many were asked for.
         connections: usize,

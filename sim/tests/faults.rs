@@ -351,7 +351,16 @@ fn a_load_test_delivers_what_is_asked_over_as_many_connections_and_says_what_it_
     );
     let many = sim(&["load-test", "--connections", "16", "--peers", "6"]);
     let said = String::from_utf8_lossy(&many.stderr).into_owned();
-    assert!(said.contains("between 1 and 15"), "{said}");
+    assert!(said.contains("6 peers hold at most 15"), "{said}");
+    for nothing in ["--connections", "--rate"] {
+        let refused = sim(&["load-test", nothing, "0"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains(nothing) && said.contains("0 is not in 1.."),
+            "{said}"
+        );
+    }
 }
 
 #[test]

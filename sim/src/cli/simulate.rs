@@ -38,11 +38,11 @@ pub(crate) struct ConditionsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
-    /// How many connections carry messages, each between another pair of peers
-    #[arg(long, default_value_t = 100, value_name = "NUMBER")]
-    connections: usize,
+    /// How many connections carry messages, each between another pair of peers; they stay open, however few messages there are
+    #[arg(long, default_value_t = 100, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
     /// How many messages are sent per second over all connections together
-    #[arg(long, default_value_t = 1_000, value_name = "NUMBER")]
+    #[arg(long, default_value_t = 1_000, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// For how long
     #[arg(long, default_value = "300s", value_name = "TIME")]
@@ -112,7 +112,7 @@ pub(super) fn load_test(args: &LoadArgs, json: bool) -> Result<bool> {
         seed: args.seed,
     };
     let report = real::load_test(
-        args.connections,
+        args.connections as usize,
         args.rate,
         args.duration.0,
         &options,

@@ -202,6 +202,9 @@ fn pairs(peers: usize, connections: usize) -> Vec<(usize, usize)> {
 }
 
 fn peers_for(connections: usize, asked: Option<usize>) -> Result<usize, RealError> {
+    if connections == 0 {
+        return Err(RealError::NoConnections);
+    }
     let holds = |peers: usize| (peers * peers.saturating_sub(1) / 2).min(PAIRS_PER_PEER_MAX * peers);
     let peers = asked.unwrap_or_else(|| {
         let enough = connections.div_ceil(PAIRS_PER_PEER).max(2);
@@ -211,7 +214,7 @@ fn peers_for(connections: usize, asked: Option<usize>) -> Result<usize, RealErro
     if !(2..=super::PEERS_MAX).contains(&peers) {
         return Err(RealError::Peers(peers));
     }
-    if connections == 0 || connections > holds(peers) {
+    if connections > holds(peers) {
         return Err(RealError::Connections {
             connections,
             peers,
@@ -224,7 +227,8 @@ fn peers_for(connections: usize, asked: Option<usize>) -> Result<usize, RealErro
 /// Sends messages at a rate over so many connections, each between another pair of peers, for some time.
 ///
 /// Messages are sent when they are due, whether or not earlier ones were answered, each over the next connection, to and
-/// fro. The time counts from when every pair has exchanged a first message.
+/// fro. Each pair wants its connection until the end, so that a rate that leaves it idle does not close it. The time counts
+/// from when every pair has exchanged a first message.
 ///
 /// # Errors
 /// [`RealError`] when so many connections or messages cannot be had, or a node cannot be made.
@@ -271,6 +275,7 @@ struct Load<'a> {
 
 impl Load<'_> {
     async fn run(&self, on_progress: OnProgress<'_>) -> Result<LoadReport, RealError> {
+        self.hold().await;
         let mut first = JoinSet::new();
         for number in 0..self.pairs.len() {
             self.send(number as u64, &mut first);
@@ -334,6 +339,18 @@ impl Load<'_> {
             datagrams: self.lab.datagrams(),
             messages,
         })
+    }
+
+    /// Lets both sides of each pair want their connection: nodes close what nobody wants after a minute, once they have
+    /// enough others, and do not take single messages for a wish.
+    async fn hold(&self) {
+        let both = self.pairs.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]);
+        for (from, to) in both {
+            let peer = self.lab.peers[to].node.peer_id();
+            let handle = self.lab.peers[from].node.handle();
+            // A node that has ended shows in the load.
+            let _ = handle.act(move |fabric, now| fabric.want(now, peer)).await;
+        }
     }
 
     fn connected(&self, (a, b): (usize, usize)) -> bool {
@@ -413,9 +430,13 @@ mod tests {
         assert_eq!(peers_for(1, None).unwrap(), 2);
         assert_eq!(peers_for(6, None).unwrap(), 4);
         assert_eq!(peers_for(480, Some(40)).unwrap(), 40);
-        for (connections, peers) in [(481, 40), (0, 40), (7, 4)] {
+        for (connections, peers) in [(481, 40), (7, 4)] {
             let error = peers_for(connections, Some(peers)).unwrap_err();
             assert!(matches!(error, RealError::Connections { .. }), "{error:?}");
+        }
+        for peers in [None, Some(40)] {
+            let error = peers_for(0, peers).unwrap_err();
+            assert!(matches!(error, RealError::NoConnections), "{error:?}");
         }
         assert!(matches!(peers_for(5, Some(1)), Err(RealError::Peers(1))));
     }
