@@ -3,13 +3,14 @@
 mod args;
 #[cfg(feature = "real")]
 mod calibrate;
+mod output;
 #[cfg(feature = "real")]
 mod run;
 mod scale;
 #[cfg(feature = "real")]
 mod simulate;
 
-use std::io::{BufRead as _, Write as _};
+use std::io::BufRead as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -22,6 +23,7 @@ use clap::Parser as _;
 use hyperfabric_sim::debug::{Case, Debugger, HELP};
 use hyperfabric_sim::run::RunReport;
 use hyperfabric_sim::swarm::{self, Failure};
+use output::say;
 use serde_json::json;
 
 /// Runs the command.
@@ -31,7 +33,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -59,16 +61,16 @@ fn replay(seed: u64, json: bool) -> Result<bool> {
     let outcome = swarm::try_seed(seed);
     let good = outcome.is_ok();
     match outcome {
-        Ok(report) if json => println!("{}", serde_json::to_string(&report)?),
-        Ok(report) => println!("{report:#?}"),
-        Err(failure) if json => println!("{}", serde_json::to_string(&*failure)?),
+        Ok(report) if json => say!("{}", serde_json::to_string(&report)?),
+        Ok(report) => say!("{report:#?}"),
+        Err(failure) if json => say!("{}", serde_json::to_string(&*failure)?),
         Err(failure) => {
-            println!("{:#?}", failure.report);
-            println!(
+            say!("{:#?}", failure.report);
+            say!(
                 "the smallest scenario found to fail like this, in {} runs:",
                 failure.runs
             );
-            println!("{:#?}", failure.shrunk);
+            say!("{:#?}", failure.shrunk);
         }
     }
     Ok(good)
@@ -98,7 +100,7 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
                                 end.fetch_min(seed, Ordering::Relaxed);
                             }
                             if !json {
-                                say(&failure);
+                                tell(&failure);
                             }
                             failures
                                 .lock()
@@ -131,9 +133,9 @@ fn swarm(args: &SwarmArgs, json: bool) -> Result<bool> {
             "events": events.into_inner(),
             "failures": failures,
         });
-        println!("{found}");
+        say!("{found}");
     } else {
-        println!(
+        say!(
             "{} seeds in {seconds:.1} s, {} failed: {failed:?}",
             args.seeds,
             failed.len()
@@ -150,17 +152,12 @@ fn try_seed(seed: u64, as_drawn: bool) -> Result<RunReport, Box<Failure>> {
     }
 }
 
-fn say(failure: &Failure) {
+fn tell(failure: &Failure) {
     let violations = &failure.report.violations;
     if let Some(first) = violations.first() {
         let (seed, count) = (failure.seed, violations.len());
-        eprintln!("seed {seed}: {count} violations, first {first:?}");
+        output::note(format_args!("seed {seed}: {count} violations, first {first:?}"));
     }
-}
-
-/// Writes a page for people.
-fn write_page(path: &Path, page: &str) -> Result<()> {
-    std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes what `debug` reads.
@@ -186,17 +183,16 @@ fn debug(log: &str) -> Result<()> {
         },
         Err(_) => Case::read(log.as_ref())?,
     };
-    println!("{:#?}\n{HELP}", case.scenario);
+    say!("{:#?}\n{HELP}", case.scenario);
     let mut debugger = Debugger::new(case)?;
     let mut lines = std::io::stdin().lock().lines();
     loop {
-        print!("> ");
-        std::io::stdout().flush()?;
+        output::print(format_args!("> "))?;
         let Some(line) = lines.next().transpose()? else {
             return Ok(());
         };
         match debugger.command(&line) {
-            Some(answer) => println!("{answer}"),
+            Some(answer) => say!("{answer}"),
             None => return Ok(()),
         }
     }

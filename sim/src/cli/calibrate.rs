@@ -9,6 +9,8 @@ use hyperfabric_sim::real::{PEERS_MAX, Progress};
 use hyperfabric_sim::units::Span;
 use serde_json::json;
 
+use super::output::{self, say};
+
 pub(super) const EXAMPLES: &str = "Examples:
   hyperfabric-sim calibrate
   hyperfabric-sim calibrate --peers 30 --judging 30 --case tree --details";
@@ -54,7 +56,10 @@ pub(super) fn run(args: &CalibrateArgs, json: bool) -> Result<bool> {
     ensure!(!chosen.is_empty(), "no case's name begins with {:?}", args.case);
     if args.virtual_only {
         for case in chosen {
-            println!("{}", serde_json::to_string_pretty(&in_virtual_time(&case))?);
+            let said = serde_json::to_string_pretty(&in_virtual_time(&case))?;
+            if !output::line(format_args!("{said}"))? {
+                break;
+            }
         }
         return Ok(true);
     }
@@ -65,16 +70,17 @@ pub(super) fn run(args: &CalibrateArgs, json: bool) -> Result<bool> {
     }
     let good = comparisons.iter().all(Comparison::holds);
     if json {
-        println!("{}", json!({ "holds": good, "cases": comparisons }));
+        say!("{}", json!({ "holds": good, "cases": comparisons }));
         return Ok(good);
     }
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
     }
-    print!("{}", calibrate::table(&comparisons));
+    output::print(format_args!("{}", calibrate::table(&comparisons)))?;
     if args.details {
         for comparison in &comparisons {
-            print!("{}\n{}", comparison.case.name, calibrate::details(comparison));
+            say!("{}", comparison.case.name);
+            output::print(format_args!("{}", calibrate::details(comparison)))?;
         }
     }
     Ok(good)

@@ -16,6 +16,7 @@ use hyperfabric_sim::topology::{CustomSpec, Shape, Topology};
 use hyperfabric_sim::units::{Bytes, Rate, Share, Span};
 
 use super::args::Topology as ShapeArg;
+use super::output::{say, write_page};
 
 /// Messages and transfers under way at once: more would measure this machine.
 const MESSAGES_AT_ONCE: usize = 32;
@@ -135,12 +136,12 @@ pub(super) fn run(args: &RunArgs, json: bool) -> Result<bool> {
         && report.messages.damaged + report.transfers.damaged == 0;
     if let Some(path) = &args.html {
         let page = real_page(&report, &config.contacts, &topology.region_names());
-        super::write_page(path, &page)?;
+        write_page(path, &page)?;
     }
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?);
     } else {
-        summary(&report);
+        summary(&report)?;
     }
     Ok(good)
 }
@@ -172,34 +173,47 @@ pub(super) fn show(shown: &Mutex<Option<(Phase, usize)>>, progress: Progress) {
     *shown = Some((progress.phase, percent));
 }
 
-pub(super) fn summary(report: &RealReport) {
+pub(super) fn summary(report: &RealReport) -> Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    println!("{} peers, seed {}", report.peers, report.seed);
-    println!(
+    say!("{} peers, seed {}", report.peers, report.seed);
+    say!(
         "{:<14} {} of {} know everyone, {:.1} s after the last has started",
-        "meeting", report.know_all, report.peers, report.meet_seconds
+        "meeting",
+        report.know_all,
+        report.peers,
+        report.meet_seconds
     );
-    println!(
+    say!(
         "{:<14} {:.1} of each on average, {} at most; {:.1} dials, {} at most",
-        "connections", report.connections.mean, report.connections.max, report.dials.mean, report.dials.max
+        "connections",
+        report.connections.mean,
+        report.connections.max,
+        report.dials.mean,
+        report.dials.max
     );
-    delivery("messages", &report.messages, report.messages_seconds);
-    delivery("transfers", &report.transfers, report.transfers_seconds);
-    println!(
+    delivery("messages", &report.messages, report.messages_seconds)?;
+    delivery("transfers", &report.transfers, report.transfers_seconds)?;
+    say!(
         "{:<14} {:.2} MiB of each idle peer, {:.0} MiB at most in all",
         "memory",
         mib(report.rss_per_peer_bytes),
         mib(report.rss_peak_bytes)
     );
-    println!(
+    say!(
         "{:<14} {:.0} s in all; {:.3} of a processor while idle",
-        "processor", report.cpu_seconds, report.idle_cpu
+        "processor",
+        report.cpu_seconds,
+        report.idle_cpu
     );
     let datagrams = report.datagrams;
-    println!(
+    say!(
         "{:<14} {} sent, {} lost, {} dropped by full queues",
-        "datagrams", datagrams.sent, datagrams.lost, datagrams.overflowed
+        "datagrams",
+        datagrams.sent,
+        datagrams.lost,
+        datagrams.overflowed
     );
+    Ok(())
 }
 
 /// Carries out a scenario.
@@ -215,57 +229,71 @@ fn scenario(file_or_name: &str, args: &RunArgs, json: bool) -> Result<bool> {
     }
     let good = report.violations.is_empty();
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?);
     } else {
-        played(&report);
+        played(&report)?;
     }
     Ok(good)
 }
 
-fn played(report: &PlayReport) {
-    println!("{}", report.intent);
-    println!(
+fn played(report: &PlayReport) -> Result<()> {
+    say!("{}", report.intent);
+    say!(
         "{} real peers, seed {}, {:.0} s; quiet {:.1} s after everything was mended",
-        report.peers, report.seed, report.seconds, report.quiet_seconds
+        report.peers,
+        report.seed,
+        report.seconds,
+        report.quiet_seconds
     );
     if report.crashes + report.not_joined > 0 {
-        println!(
+        say!(
             "{:<14} {} processes died; {} newcomers did not get in",
-            "peers", report.crashes, report.not_joined
+            "peers",
+            report.crashes,
+            report.not_joined
         );
     }
     for (what, of) in [("messages", &report.messages), ("transfers", &report.transfers)] {
         if of.sent > 0 {
-            delivery(what, of, report.seconds);
+            delivery(what, of, report.seconds)?;
         }
     }
-    println!(
+    say!(
         "{:<14} {:.1} of each on average, {} at most at any time",
-        "connections", report.connections.mean, report.connections.max
+        "connections",
+        report.connections.mean,
+        report.connections.max
     );
-    println!(
+    say!(
         "{:<14} {:.0} s of a processor, {} MB at most",
         "cost",
         report.cpu_seconds,
         report.rss_peak_bytes / 1_000_000
     );
     for violation in &report.violations {
-        println!("VIOLATION {violation:?}");
+        say!("VIOLATION {violation:?}");
     }
+    Ok(())
 }
 
-pub(super) fn delivery(what: &str, of: &Delivery, seconds: f64) {
+pub(super) fn delivery(what: &str, of: &Delivery, seconds: f64) -> Result<()> {
     let took = of.milliseconds;
-    println!(
+    say!(
         "{what:<14} {} of {} arrived in {seconds:.1} s; median {:.0} ms, 90 % {:.0}, 99 % {:.0}, longest {:.0}",
-        of.arrived, of.sent, took.p50, took.p90, took.p99, took.max
+        of.arrived,
+        of.sent,
+        took.p50,
+        took.p90,
+        took.p99,
+        took.max
     );
     for (error, count) in &of.errors {
-        println!("{:<14} {count}: {error}", "");
+        say!("{:<14} {count}: {error}", "");
     }
     if of.damaged > 0 {
-        println!("{:<14} {} arrived damaged: this is a bug", "", of.damaged);
+        say!("{:<14} {} arrived damaged: this is a bug", "", of.damaged);
     }
+    Ok(())
 }
 
 /// How far peers are apart, one way: `10..500ms`, or one time.

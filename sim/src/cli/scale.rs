@@ -14,6 +14,7 @@ use hyperfabric_sim::world::WorldOptions;
 use serde::Serialize;
 
 use super::args::ScaleArgs;
+use super::output::{say, write_page};
 
 const PEERS: u32 = 1000;
 /// Virtual time after which a mesh that has not come together never will.
@@ -78,17 +79,17 @@ fn run_scenario(scenario: Scenario, args: &ScaleArgs, json: bool) -> Result<bool
     let report = run.finish();
     let cost = Cost::of(begin, report.events);
     if let (Some(path), Some(recording)) = (&args.html, run.recording()) {
-        super::write_page(path, &scenario_page(&report, &recording))?;
+        write_page(path, &scenario_page(&report, &recording))?;
     }
     let good = report.violations.is_empty();
     let ran = Ran { report, cost };
     if json {
-        println!("{}", serde_json::to_string(&ran)?);
+        say!("{}", serde_json::to_string(&ran)?);
         return Ok(good);
     }
     let Ran { report, cost } = ran;
-    println!("{}", report.intent);
-    println!(
+    say!("{}", report.intent);
+    say!(
         "{} peers, {:.0} s of virtual time in {:.1} s, {} events ({:.0}/s), trace {}",
         report.peers,
         report.virtual_seconds,
@@ -97,19 +98,21 @@ fn run_scenario(scenario: Scenario, args: &ScaleArgs, json: bool) -> Result<bool
         cost.events_per_second,
         report.trace_hash
     );
-    println!(
+    say!(
         "{} transfers: {} delivered, {} ended with an error",
-        report.transfers, report.delivered, report.failed
+        report.transfers,
+        report.delivered,
+        report.failed
     );
     for violation in &report.violations {
-        println!("VIOLATION {violation:?}");
+        say!("VIOLATION {violation:?}");
     }
     Ok(good)
 }
 
-fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
-    let begin = Instant::now();
-    let (shape, peers) = match &args.topology_file {
+/// Who can reach whom, and how many they are.
+fn shape(args: &ScaleArgs) -> Result<(Shape, usize)> {
+    Ok(match &args.topology_file {
         Some(path) => {
             let custom = CustomSpec::read(path)?.resolve()?;
             if let Some((a, b)) = custom.uneven() {
@@ -122,7 +125,12 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
             (Shape::Custom(Arc::new(custom)), nodes)
         }
         None => (args.topology.shape(), args.peers.unwrap_or(PEERS) as usize),
-    };
+    })
+}
+
+fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
+    let begin = Instant::now();
+    let (shape, peers) = shape(args)?;
     let config = ScaleConfig {
         peers,
         seed: args.seed,
@@ -149,32 +157,42 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
         cost,
     };
     if json {
-        println!("{}", serde_json::to_string(&joined)?);
+        say!("{}", serde_json::to_string(&joined)?);
         return Ok(good);
     }
+    told(&joined, good)?;
+    Ok(good)
+}
+
+fn told(joined: &Joined, good: bool) -> Result<()> {
     let Joined { report, cost, .. } = joined;
     let outcome = if good {
         "know each other"
     } else {
         "have NOT come together"
     };
-    println!(
+    say!(
         "{} peers {outcome} after {:.1} s of virtual time, in {:.1} s",
-        report.peers, report.virtual_seconds, cost.seconds
+        report.peers,
+        report.virtual_seconds,
+        cost.seconds
     );
-    println!(
+    say!(
         "{} events, {:.0}/s, trace {}",
-        report.events, cost.events_per_second, report.trace_hash
+        report.events,
+        cost.events_per_second,
+        report.trace_hash
     );
-    println!(
+    say!(
         "a peer knows the others after {:?} ms, and has {:?} connections",
-        report.join_ms, report.connections
+        report.join_ms,
+        report.connections
     );
-    println!(
+    say!(
         "an item arrives {:.1} times at each peer; {} kB of control frames each; {} MB of memory in all",
         report.arrivals_per_item,
         report.control_bytes_per_peer / 1000,
         cost.rss_bytes / 1_000_000
     );
-    Ok(good)
+    Ok(())
 }

@@ -9,6 +9,7 @@ use hyperfabric_sim::real::{
 };
 use hyperfabric_sim::units::{Rate, Share, Span};
 
+use super::output::say;
 use super::run::{LatencyRange, delivery, show, summary};
 
 pub(super) const CONDITIONS_EXAMPLES: &str = "Example:
@@ -82,20 +83,20 @@ pub(super) fn conditions(args: &ConditionsArgs, json: bool) -> Result<bool> {
         && run.delivery_ratio >= 1.0
         && run.messages.damaged + run.transfers.damaged == 0;
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?);
     } else {
         let ConditionsReport {
             lost_ppm,
             transfer_bytes_per_second,
             run,
         } = &report;
-        println!(
+        say!(
             "{:<14} {:.2} % of datagrams lost; a transfer moves {:.2} Mbps",
             "network",
             lost_ppm / 1e4,
             8.0 * transfer_bytes_per_second / 1e6
         );
-        summary(run);
+        summary(run)?;
     }
     Ok(good)
 }
@@ -120,39 +121,48 @@ pub(super) fn load_test(args: &LoadArgs, json: bool) -> Result<bool> {
     )?;
     let good = report.messages.arrived == report.messages.sent && report.held_back == 0;
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?);
     } else {
-        loaded(&report);
+        loaded(&report)?;
     }
     Ok(good)
 }
 
-fn loaded(report: &LoadReport) {
-    println!(
+fn loaded(report: &LoadReport) -> Result<()> {
+    say!(
         "{} peers, {} connections, of which {} stood at the end",
-        report.peers, report.connections, report.connected
+        report.peers,
+        report.connections,
+        report.connected
     );
-    println!(
+    say!(
         "{:<14} {:.0} messages a second were asked for, {:.1} delivered, over {:.0} s",
-        "rate", report.rate_asked, report.rate_achieved, report.seconds
+        "rate",
+        report.rate_asked,
+        report.rate_achieved,
+        report.seconds
     );
-    println!(
+    say!(
         "{:<14} {} refused, {} held back because {} were under way",
         "not delivered",
         report.refused,
         report.held_back,
         real::UNDER_WAY_MAX
     );
-    delivery("messages", &report.messages, report.seconds);
-    println!(
+    delivery("messages", &report.messages, report.seconds)?;
+    say!(
         "{:<14} {:.2} of a processor; {} MB, {} MB at most",
         "cost",
         report.cpu,
         report.rss_bytes / 1_000_000,
         report.rss_peak_bytes / 1_000_000
     );
-    println!(
+    say!(
         "{:<14} {} sent, {} lost, {} dropped by full queues",
-        "datagrams", report.datagrams.sent, report.datagrams.lost, report.datagrams.overflowed
+        "datagrams",
+        report.datagrams.sent,
+        report.datagrams.lost,
+        report.datagrams.overflowed
     );
+    Ok(())
 }
