@@ -26,7 +26,7 @@ pub use lab::observe::{Observation, Schedule, observe};
 pub use links::{contacts, impairment, region_links, scenario_links, spread_links, topology_links};
 pub use measure::{Percentiles, Usage};
 pub use network::LinkTable;
-pub use play::{PlayReport, play};
+pub use play::{PlayReport, play, play_recorded};
 pub use simulate::{
     ConditionsReport, LOAD_MESSAGES_MAX, LoadOptions, LoadReport, NetworkConditions, PAIRS_PER_PEER_MAX,
     SimulationSize, UNDER_WAY_MAX, load_test, simulate_conditions,

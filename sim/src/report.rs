@@ -2,17 +2,22 @@
 //!
 //! The file needs nothing else: no script, font or picture from anywhere. It adapts to light and dark, and to a phone.
 
-#[cfg(feature = "real")]
 mod bars;
 mod html;
 mod map;
+#[cfg(feature = "real")]
+mod play;
 mod plot;
 #[cfg(feature = "real")]
 mod real;
+mod scale;
 mod scenario;
 
 #[cfg(feature = "real")]
+pub use play::play_page;
+#[cfg(feature = "real")]
 pub use real::real_page;
+pub use scale::scale_page;
 pub use scenario::{TRANSFER_BUCKETS, scenario_page};
 
 use html::{Element, element, text};
@@ -31,14 +36,14 @@ h1{font-size:1.4rem;line-height:1.3}h2{font-size:1.1rem;margin-top:2rem}h3{font-
 table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1.2rem .15rem 0;vertical-align:top}
 th{font-weight:400;color:var(--dim)}td{overflow-wrap:anywhere}
 .plots{display:grid;gap:1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
-figure{margin:0}svg{width:100%;height:auto;display:block}
+figure{margin:0}.plots>figure:only-child{max-width:44rem}svg{width:100%;height:auto;display:block}
 svg text{fill:var(--fg);font-size:12px;paint-order:stroke;stroke:var(--bg);stroke-width:2px}
 @media (max-width:30rem){svg text{font-size:14px}}
 svg .note{fill:var(--dim)}
 .end{text-anchor:end}.middle{text-anchor:middle}
 .grid{stroke:var(--grid)}rect,circle{fill:var(--c)}.fault{fill:var(--fault)}
 polyline{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}
-.ways{stroke:var(--dim);stroke-width:.5;stroke-opacity:.4}
+.ways{stroke:var(--dim);stroke-width:.5;stroke-opacity:.4}.many{stroke-opacity:.15}
 .key{margin-right:1rem;white-space:nowrap}
 .key::before{content:'';display:inline-block;width:.7em;height:.7em;margin-right:.4em;background:var(--c)}
 ";

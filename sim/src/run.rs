@@ -8,7 +8,8 @@ pub(crate) mod arrivals;
 pub(crate) mod deeds;
 mod faults;
 pub(crate) mod plan;
-mod recording;
+pub(crate) mod recording;
+pub(crate) mod samples;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use hyperfabric_protocol::transfer::{Offer, TransferEvent};
 use hyperfabric_protocol::{Instant, TransferId};
 use plan::{Deed, Plan};
 use recording::Recorder;
-pub use recording::{FaultSpan, Recording, SAMPLES_MAX, Sample, TransferSpan, rss_bytes};
+pub use recording::{FaultSpan, Recording, Sample, TransferSpan, rss_bytes};
+pub use samples::SAMPLES_MAX;
 use serde::Serialize;
 
 use crate::check::{self, Asked, Check, Findings, Violation};

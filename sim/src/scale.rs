@@ -1,13 +1,17 @@
 //! Many peers that become one mesh: how long that takes, and what it costs.
 
+mod recording;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyperfabric_protocol::types::{HardwareType, NodeSignature};
 use hyperfabric_protocol::{Instant, NodeId};
+pub use recording::{FrameCount, ScaleRecording, ScaleSample};
 use serde::Serialize;
 
 use crate::conditions::Conditions;
+use crate::run::samples::Samples;
 use crate::seed::{Seed, Stream};
 use crate::topology::{Shape, Topology};
 use crate::world::{Disk, PeerIndex, PeerOptions, World, WorldOptions};
@@ -108,6 +112,7 @@ pub struct Scale {
     /// Those who have shown their ticket, and their names.
     joining: BTreeMap<PeerIndex, NodeId>,
     joined: bool,
+    samples: Option<Samples<ScaleSample>>,
 }
 
 /// Returns the name of a peer.
@@ -145,6 +150,7 @@ impl Scale {
             joined_at: vec![None; config.peers],
             joining: BTreeMap::new(),
             joined: false,
+            samples: None,
             config,
             world,
             topology,
@@ -239,6 +245,9 @@ impl Scale {
             }
         }
         self.joined = missing == 0;
+        let known = self.world.len().saturating_sub(missing);
+        let over = self.joined && self.world.len() == self.config.peers;
+        self.sample(known, over);
         self.joined
     }
 

@@ -64,7 +64,7 @@ pub(crate) enum Command {
 
 const SCALE_EXAMPLES: &str = "Examples:
   hyperfabric-sim scale --peers 1000 --seed 7 --json
-  hyperfabric-sim scale --peers 100 --topology grid
+  hyperfabric-sim scale --peers 100 --topology grid --html grid.html
   hyperfabric-sim scale --scenario sim/scenarios/churn.toml --seed 3
   hyperfabric-sim scale --scenario sim/scenarios/partition.toml --html partition.html";
 
@@ -79,8 +79,8 @@ pub(crate) struct ScaleArgs {
     /// A scenario to run: a file, or one of churn, flash-crowd, partition, slow-receiver and thin-link
     #[arg(long, value_name = "FILE|NAME", conflicts_with_all = ["topology", "join_within", "bytes"])]
     pub(crate) scenario: Option<String>,
-    /// Write what the scenario showed to this file: numbers, plots over time and the mesh drawn, in one HTML page
-    #[arg(long, value_name = "REPORT.html", requires = "scenario")]
+    /// Write what was seen to this file: numbers, plots over time and the mesh drawn, in one HTML page
+    #[arg(long, value_name = "REPORT.html")]
     pub(crate) html: Option<PathBuf>,
     /// Who can reach whom
     #[arg(long, value_enum, default_value_t = Topology::Full)]

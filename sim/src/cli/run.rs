@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use hyperfabric_sim::conditions::{Conditions, Loss};
 use hyperfabric_sim::real::{self, Delivery, Phase, PlayReport, Progress, RealConfig, RealReport};
-use hyperfabric_sim::report::real_page;
+use hyperfabric_sim::report::{play_page, real_page};
 use hyperfabric_sim::scenario::Scenario;
 use hyperfabric_sim::seed::Seed;
 use hyperfabric_sim::topology::{CustomSpec, Shape, Topology};
@@ -28,7 +28,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   hyperfabric-sim run --peers 200 --topology small-world --latency 10..500ms --loss 1%
   hyperfabric-sim run --peers 50 --topology geographic --loss 0.5% --rate 5MB/s --json
   hyperfabric-sim run --topology-file office.toml --messages 100
-  hyperfabric-sim run --scenario churn --peers 20
+  hyperfabric-sim run --scenario churn --peers 20 --html churn.html
   hyperfabric-sim run --scenario my-office.toml --json";
 
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub(crate) struct RunArgs {
     peers: Option<u32>,
     /// A scenario to carry out in real time: a file, or one of churn, flash-crowd, partition, slow-receiver and thin-link
     #[arg(long, value_name = "FILE|NAME", conflicts_with_all = [
-        "topology", "latency", "jitter", "loss", "rate", "messages", "transfers", "transfer_size", "limit", "html",
+        "topology", "latency", "jitter", "loss", "rate", "messages", "transfers", "transfer_size", "limit",
     ])]
     scenario: Option<String>,
     /// Whom peers know at their start; whoever knows another one's address can reach it
@@ -77,7 +77,7 @@ pub(crate) struct RunArgs {
     /// What the network is drawn from; real nodes have a mind of their own, so runs differ all the same
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write what the run showed to this file: numbers, bars and the mesh drawn, in one HTML page
+    /// Write what the run showed to this file: numbers, bars or plots over time, and the mesh drawn, in one HTML page
     #[arg(long, value_name = "REPORT.html")]
     html: Option<PathBuf>,
 }
@@ -223,9 +223,12 @@ fn scenario(file_or_name: &str, args: &RunArgs, json: bool) -> Result<bool> {
         scenario = scenario.with_peers(peers as usize);
     }
     let shown = Mutex::new(None);
-    let report = real::play(scenario, args.seed, &|progress| show(&shown, progress))?;
+    let (report, recording) = real::play_recorded(scenario, args.seed, &|progress| show(&shown, progress))?;
     if std::io::stderr().is_terminal() {
         eprintln!();
+    }
+    if let Some(path) = &args.html {
+        write_page(path, &play_page(&report, &recording))?;
     }
     let good = report.violations.is_empty();
     if json {

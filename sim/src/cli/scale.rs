@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use hyperfabric_sim::conditions::Conditions;
-use hyperfabric_sim::report::scenario_page;
+use hyperfabric_sim::report::{scale_page, scenario_page};
 use hyperfabric_sim::run::{Run, RunReport, rss_bytes};
 use hyperfabric_sim::scale::{Scale, ScaleConfig, ScaleReport};
 use hyperfabric_sim::scenario::Scenario;
@@ -147,9 +147,15 @@ fn join(args: &ScaleArgs, json: bool) -> Result<bool> {
         share: true,
     };
     let mut scale = Scale::new(config, options);
+    if args.html.is_some() {
+        scale.record();
+    }
     let good = scale.run();
     let report = scale.report();
     let cost = Cost::of(begin, report.events);
+    if let (Some(path), Some(recording)) = (&args.html, scale.recording()) {
+        write_page(path, &scale_page(&report, &recording, cost.seconds))?;
+    }
     let pairs = report.peers as u64 * report.peers as u64;
     let joined = Joined {
         rss_bytes_per_peer_and_item: cost.rss_bytes / pairs,

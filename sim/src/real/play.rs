@@ -8,6 +8,7 @@
 mod check;
 mod deeds;
 mod ledger;
+mod recording;
 mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use self::check::Checks;
 use self::ledger::{Begun, Ledger};
+use self::recording::Recorder;
 use self::site::{Heard, Site};
 use super::network::Network;
 use super::testbed::{Founder, LabError, Testbed};
@@ -30,7 +32,7 @@ use super::{Datagrams, Delivery, OnProgress, Phase, Progress, RealError, Spread,
 use crate::check::Violation;
 use crate::real::links::scenario_links;
 use crate::run::plan::Plan;
-use crate::run::{DEADLINE, QUIET_MAX};
+use crate::run::{DEADLINE, QUIET_MAX, Recording};
 use crate::scenario::Scenario;
 use crate::seed::Seed;
 use crate::topology::Topology;
@@ -83,7 +85,7 @@ enum Done {
     /// A transfer was begun, or not.
     Begun(Begun),
     /// A message was answered, or not.
-    Answered(super::load::End),
+    Answered { begun: Instant, end: super::load::End },
     /// A router that forgot a connection passes packets again.
     Remembered { a: usize, b: usize },
 }
@@ -107,6 +109,7 @@ struct Play {
     tell: mpsc::Sender<Heard>,
     ledger: Ledger,
     checks: Checks,
+    recorder: Recorder,
     crashes: usize,
     begun: Instant,
 }
@@ -117,6 +120,18 @@ struct Play {
 /// [`RealError`] when the scenario asks for what real nodes cannot do, or a node cannot be made. What goes wrong in it is
 /// in the report.
 pub fn play(scenario: Scenario, seed: u64, on_progress: OnProgress<'_>) -> Result<PlayReport, RealError> {
+    play_recorded(scenario, seed, on_progress).map(|(report, _)| report)
+}
+
+/// Carries a scenario out on real nodes, and says also what it looked like over time.
+///
+/// # Errors
+/// As [`play`].
+pub fn play_recorded(
+    scenario: Scenario,
+    seed: u64,
+    on_progress: OnProgress<'_>,
+) -> Result<(PlayReport, Recording), RealError> {
     scenario.check()?;
     scenario.check_real()?;
     super::runtime()?.block_on(async {
@@ -157,6 +172,7 @@ impl Play {
             tell,
             ledger: Ledger::default(),
             checks: Checks::default(),
+            recorder: Recorder::default(),
             crashes: 0,
             begun: Instant::now(),
         };
@@ -191,7 +207,7 @@ impl Play {
                 }
             }
             if look_at <= self.passed() {
-                self.look().await;
+                self.look(false).await;
                 self.tell_progress(mended, on_progress);
                 look_at = self.passed() + LOOK;
                 if let Some(since) = mended {
@@ -242,9 +258,10 @@ impl Play {
         (self.scenario.lasts.0 + DEADLINE).saturating_sub(self.passed())
     }
 
-    async fn look(&mut self) {
+    async fn look(&mut self, last: bool) {
         let now = Moment(0).after(self.passed());
-        self.checks.look(now, &self.sites, &self.running()).await;
+        let seen = self.checks.look(now, &self.sites, &self.running()).await;
+        self.sample(&seen, last);
         let pool = self.bed.pool.clone();
         self.ledger
             .look(now, &self.sites, &pool, self.checks.findings())
@@ -271,8 +288,8 @@ impl Play {
         })
     }
 
-    async fn end(mut self, before: Usage, quiet: Duration) -> Result<PlayReport, RealError> {
-        self.look().await;
+    async fn end(mut self, before: Usage, quiet: Duration) -> Result<(PlayReport, Recording), RealError> {
+        self.look(true).await;
         let views = check::views(&self.sites, &self.running()).await;
         let now = Moment(0).after(self.passed());
         let unwanted = |places: &BTreeSet<usize>| places.iter().map(|place| self.sites[*place].id).collect();
@@ -284,10 +301,11 @@ impl Play {
         let datagrams = datagrams.fold(Datagrams::default(), Datagrams::with);
         let seconds = self.passed().as_secs_f64();
         let not_joined = self.joining.len();
+        let recording = self.recording(&views);
         let stops = self.sites.iter_mut().map(Site::stop);
         futures::future::join_all(stops).await;
         let after = Usage::now().map_err(RealError::Usage)?;
-        Ok(PlayReport {
+        let report = PlayReport {
             intent: self.scenario.intent,
             seed: self.seed.0,
             peers: self.sites.len(),
@@ -305,7 +323,8 @@ impl Play {
             rss_peak_bytes: after.rss_peak_bytes,
             datagrams,
             violations: self.checks.findings().all().to_vec(),
-        })
+        };
+        Ok((report, recording))
     }
 }
 

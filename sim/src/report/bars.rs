@@ -12,6 +12,7 @@ pub(super) fn bars(title: &str, unit: &str, color: &'static str, rows: &[(&str, 
     let max = rows
         .iter()
         .fold(f64::MIN_POSITIVE, |max, (_, value)| max.max(*value));
+    let digits = digits(rows, max);
     let row = |(number, (name, value)): (usize, &(&str, f64))| {
         let y = number as f64 * ROW;
         let width = (WIDTH - NAME - VALUE) * value / max;
@@ -24,7 +25,7 @@ pub(super) fn bars(title: &str, unit: &str, color: &'static str, rows: &[(&str, 
         [
             text("text", "", name).at([("x", 0.0), ("y", y + 16.0)]),
             element("rect").with("class", color).at(place),
-            text("text", "", format_args!("{value:.1} {unit}"))
+            text("text", "", format_args!("{value:.digits$} {unit}"))
                 .at([("x", NAME + width + 6.0), ("y", y + 16.0)]),
         ]
     };
@@ -34,4 +35,17 @@ pub(super) fn bars(title: &str, unit: &str, color: &'static str, rows: &[(&str, 
         .child(element("title").text(title))
         .children(rows.iter().enumerate().flat_map(row));
     element("figure").child(text("h3", "", title)).child(drawing)
+}
+
+/// How many decimals values up to `max` need: none when all are whole.
+fn digits(rows: &[(&str, f64)], max: f64) -> usize {
+    if rows.iter().all(|(_, value)| value.fract() == 0.0) {
+        0
+    } else if max < 1.0 {
+        3
+    } else if max < 10.0 {
+        2
+    } else {
+        1
+    }
 }

@@ -22,6 +22,8 @@ const COLORS: [&str; REGIONS.len()] = ["c0", "c1", "c2", "c3", "c4", "c5"];
 const PEERS_DRAWN_MAX: usize = 300;
 /// Nor are more lines.
 const LINES_DRAWN_MAX: usize = 2_000;
+/// More than these hide each other unless they are faint.
+const LINES_CLEAR_MAX: usize = 400;
 /// The angle by which neighbors in a sunflower differ: they then fill a disc evenly.
 const GOLDEN_ANGLE: f64 = 2.399_963;
 const SUNFLOWER_STEP: f64 = 5.5;
@@ -54,6 +56,11 @@ pub(super) fn map(
         drawn.len(),
         lines.len()
     );
+    let class = if drawn.len() > LINES_CLEAR_MAX {
+        "ways many"
+    } else {
+        "ways"
+    };
     let dots = places.iter().enumerate().map(|(peer, (x, y, color))| {
         let region = regions
             .get(peer)
@@ -74,7 +81,7 @@ pub(super) fn map(
         .with("viewBox", format_args!("0 0 {WIDTH} {HEIGHT}"))
         .with("role", "img")
         .child(element("title").text(title))
-        .child(element("g").with("class", "ways").children(drawn))
+        .child(element("g").with("class", class).children(drawn))
         .child(element("g").with("class", "peers").children(dots))
         .children(names);
     element("figure")

@@ -1,4 +1,4 @@
-//! Plots over virtual time, with the faults shaded behind them.
+//! Plots over time, with the faults shaded behind them.
 
 use super::html::{Element, element, text};
 
@@ -48,13 +48,15 @@ pub(super) struct Shade {
 /// What all plots of a page have in common.
 #[derive(Debug)]
 pub(super) struct Frame {
+    /// Which time it is.
+    pub(super) time: &'static str,
     /// How many seconds there are.
     pub(super) seconds: f64,
     pub(super) shades: Vec<Shade>,
 }
 
 /// The scale of an axis from zero: a round step, and a multiple of it that is not below `max`.
-pub(super) fn scale(max: f64) -> (f64, f64) {
+fn scale(max: f64) -> (f64, f64) {
     if !max.is_finite() || max <= 0.0 {
         return (1.0, 1.0);
     }
@@ -67,7 +69,7 @@ pub(super) fn scale(max: f64) -> (f64, f64) {
 }
 
 /// A unit of bytes in which numbers up to `max` read well, and how many it has.
-pub(super) fn byte_unit(max: f64) -> (&'static str, f64) {
+fn byte_unit(max: f64) -> (&'static str, f64) {
     match max {
         max if max >= 1e9 => ("GB", 1e9),
         max if max >= 1e6 => ("MB", 1e6),
@@ -76,7 +78,54 @@ pub(super) fn byte_unit(max: f64) -> (&'static str, f64) {
     }
 }
 
-pub(super) fn max_of(series: &[Series]) -> f64 {
+/// Says how many bytes these are.
+pub(super) fn bytes(bytes: u64) -> String {
+    let (unit, size) = byte_unit(bytes as f64);
+    format!("{:.1} {unit}", bytes as f64 / size)
+}
+
+/// Joins points.
+pub(super) fn line(name: &'static str, color: &'static str, points: Vec<(f64, f64)>) -> Series {
+    Series {
+        name,
+        color,
+        kind: Kind::Line,
+        points,
+    }
+}
+
+/// What a counter gains per second, at each sample since the one before.
+pub(super) fn rates(counter: &[(f64, u64)]) -> Vec<(f64, f64)> {
+    let rate = |pair: &[(f64, u64)]| {
+        let [(before, had), (now, has)] = pair else {
+            return None;
+        };
+        Some((*now, has.saturating_sub(*had) as f64 / (now - before)))
+    };
+    let first = counter.first().map(|(at, _)| (*at, 0.0));
+    first
+        .into_iter()
+        .chain(counter.windows(2).filter_map(rate))
+        .collect()
+}
+
+/// Draws a plot of bytes, in a unit in which they read well.
+pub(super) fn in_bytes(
+    title: &'static str,
+    per: &str,
+    color: &'static str,
+    points: Vec<(f64, f64)>,
+    frame: &Frame,
+) -> Element {
+    let mut series = [line(title, color, points)];
+    let (unit, size) = byte_unit(max_of(&series));
+    for (_, value) in &mut series[0].points {
+        *value /= size;
+    }
+    plot(title, &format!("{unit}{per}"), &series, frame)
+}
+
+fn max_of(series: &[Series]) -> f64 {
     let values = series.iter().flat_map(|series| &series.points);
     values.fold(0.0, |max, (_, value)| max.max(*value))
 }
@@ -126,7 +175,7 @@ pub(super) fn plot(title: &str, unit: &str, series: &[Series], frame: &Frame) ->
                 .flat_map(|(n, at)| shade(&axes, n, at)),
         )
         .children(y_axis(&axes, step, unit))
-        .children(x_axis(&axes))
+        .children(x_axis(&axes, frame.time))
         .children(series.iter().map(|series| points(&axes, series)));
     let keys = series.iter().map(|series| {
         element("span")
@@ -167,7 +216,7 @@ fn y_axis(axes: &Axes, step: f64, unit: &str) -> Vec<Element> {
     made
 }
 
-fn x_axis(axes: &Axes) -> Vec<Element> {
+fn x_axis(axes: &Axes, time: &str) -> Vec<Element> {
     let (step, _) = scale(axes.seconds);
     let y = HEIGHT - BOTTOM;
     let count = (axes.seconds / step).floor() as usize;
@@ -178,7 +227,7 @@ fn x_axis(axes: &Axes) -> Vec<Element> {
         })
         .collect();
     let middle = f64::midpoint(LEFT, WIDTH - RIGHT);
-    made.push(text("text", "middle", "virtual time, s").at([("x", middle), ("y", HEIGHT - 5.0)]));
+    made.push(text("text", "middle", format_args!("{time}, s")).at([("x", middle), ("y", HEIGHT - 5.0)]));
     made
 }
 

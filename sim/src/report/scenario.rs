@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::html::{Element, element, text};
 use super::map::map;
-use super::plot::{Frame, Kind, Series, Shade, byte_unit, max_of, plot};
+use super::plot::{Frame, Kind, Series, Shade, bytes, in_bytes, line, plot, rates};
 use super::{Row, page, plots, section};
-use crate::run::{Recording, RunReport, Sample};
+use crate::check::Violation;
+use crate::run::{FaultSpan, Recording, RunReport, Sample, TransferSpan};
 use crate::scale::Percentiles;
 use crate::scenario::{Fault, Way};
 
@@ -16,47 +17,61 @@ pub const TRANSFER_BUCKETS: usize = 50;
 /// Returns the page of a run.
 #[must_use]
 pub fn scenario_page(report: &RunReport, recording: &Recording) -> String {
-    let shades = recording.faults.iter().map(|span| Shade {
+    let frame = frame("virtual time", report.virtual_seconds, &recording.faults);
+    let about = format!("hyperfabric-sim scale, seed {}, in virtual time", report.seed);
+    let mut figures = Vec::from(transfer_plots(recording, &frame));
+    figures.extend(mesh_plots(&recording.samples, &frame));
+    let sections = sections(&report.violations, recording, report.peers, &frame, figures);
+    page(&report.intent, &about, rows(report, recording), sections)
+}
+
+/// Puts the sections of a scenario together: what did not hold, what was wrong when, the plots, and the mesh.
+pub(super) fn sections(
+    violations: &[Violation],
+    recording: &Recording,
+    peers: usize,
+    frame: &Frame,
+    figures: Vec<Element>,
+) -> Vec<Element> {
+    let mut sections = Vec::new();
+    if !violations.is_empty() {
+        sections.push(not_held(violations));
+    }
+    if !frame.shades.is_empty() {
+        sections.push(faults(frame));
+    }
+    sections.push(section("Over time", [plots(figures)]));
+    let what = lines_are(recording.lines_are_ways);
+    let regions: Vec<&str> = recording.regions.iter().map(String::as_str).collect();
+    let mesh = map("The mesh", what, peers, &regions, &recording.lines);
+    sections.push(section("Who and where", [plots(vec![mesh])]));
+    sections
+}
+
+/// Says what the lines of a drawn mesh are.
+pub(super) const fn lines_are(ways: bool) -> &'static str {
+    if ways {
+        "ways that there are"
+    } else {
+        "connections at the end; everyone has a way to everyone"
+    }
+}
+
+/// Makes what all plots have in common.
+pub(super) fn frame(time: &'static str, seconds: f64, faults: &[FaultSpan]) -> Frame {
+    let shades = faults.iter().map(|span| Shade {
         label: describe(&span.fault),
         from: span.from.as_secs_f64(),
         until: span.until.as_secs_f64(),
     });
-    let frame = Frame {
-        seconds: report.virtual_seconds,
+    Frame {
+        time,
+        seconds,
         shades: shades.collect(),
-    };
-    let about = format!("hyperfabric-sim scale, seed {}, in virtual time", report.seed);
-    let mut sections = Vec::new();
-    if !report.violations.is_empty() {
-        sections.push(violations(report));
     }
-    if !frame.shades.is_empty() {
-        sections.push(faults(&frame));
-    }
-    let mut figures = transfer_plots(recording, &frame);
-    figures.extend(mesh_plots(recording, &frame));
-    sections.push(section("Over time", [plots(figures)]));
-    let what = if recording.lines_are_ways {
-        "ways that there are"
-    } else {
-        "connections at the end; everyone has a way to everyone"
-    };
-    let mesh = map(
-        "The mesh",
-        what,
-        report.peers,
-        &recording.regions.iter().map(String::as_str).collect::<Vec<_>>(),
-        &recording.lines,
-    );
-    sections.push(section("Who and where", [plots(vec![mesh])]));
-    page(&report.intent, &about, rows(report, recording), sections)
 }
 
 fn rows(report: &RunReport, recording: &Recording) -> Vec<Row> {
-    let bytes = |bytes: u64| {
-        let (unit, size) = byte_unit(bytes as f64);
-        format!("{:.1} {unit}", bytes as f64 / size)
-    };
     let last = recording.samples.last();
     let mut rows = vec![
         ("peers", report.peers.to_string()),
@@ -72,15 +87,20 @@ fn rows(report: &RunReport, recording: &Recording) -> Vec<Row> {
         ("events", report.events.to_string()),
         ("trace", report.trace_hash.clone()),
     ];
-    if let Some(last) = last {
-        rows.push(("payload received", bytes(last.payload_bytes)));
-        rows.push(("control frames received", bytes(last.control_bytes)));
-    }
+    let counted = [
+        ("payload received", last.and_then(|last| last.payload_bytes)),
+        (
+            "control frames received",
+            last.and_then(|last| last.control_bytes),
+        ),
+    ];
+    let counted = counted.into_iter();
+    rows.extend(counted.filter_map(|(what, count)| Some((what, bytes(count?)))));
     rows
 }
 
-fn violations(report: &RunReport) -> Element {
-    let list = report.violations.iter().map(|found| {
+fn not_held(violations: &[Violation]) -> Element {
+    let list = violations.iter().map(|found| {
         let at = Duration::from_millis(found.at_ms).as_secs_f64();
         let peer = found.peer.map_or(String::new(), |peer| format!(", p{peer}"));
         text(
@@ -95,7 +115,11 @@ fn violations(report: &RunReport) -> Element {
 fn faults(frame: &Frame) -> Element {
     let list = frame.shades.iter().map(|shade| {
         let Shade { label, from, until } = shade;
-        element("li").text(format_args!("{label}, from {from:.1} s until {until:.1} s"))
+        if until > from {
+            element("li").text(format_args!("{label}, from {from:.1} s until {until:.1} s"))
+        } else {
+            element("li").text(format_args!("{label}, at {from:.1} s"))
+        }
     });
     let note = text("p", "dim", "Shaded in the plots, by number.");
     section("What went wrong", [element("ol").children(list), note])
@@ -117,17 +141,22 @@ fn describe(fault: &Fault) -> String {
             };
             format!("partition: {who} {what}")
         }
-        Fault::Crash { peers, .. } => format!("crash of {peers} peers"),
-        Fault::CrashMidway { peers, .. } => format!("crash of {peers} peers in the middle of transfers"),
-        Fault::Slow { peers, by, .. } => format!("{peers} peers slower by {:.3} s a job", by.0.as_secs_f64()),
+        Fault::Crash { peers, .. } => format!("crash of {}", some(*peers, "peer")),
+        Fault::CrashMidway { peers, .. } => {
+            format!("crash of {} in the middle of transfers", some(*peers, "peer"))
+        }
+        Fault::Slow { peers, by, .. } => {
+            let who = some(*peers, "peer");
+            format!("{who} slower by {:.3} s a job", by.0.as_secs_f64())
+        }
         Fault::Clock {
             peers, ahead, behind, ..
         } => {
             let error = ahead.0.as_secs_f64() - behind.0.as_secs_f64();
-            format!("clocks of {peers} peers wrong by {error:.1} s")
+            format!("clocks of {} wrong by {error:.1} s", some(*peers, "peer"))
         }
-        Fault::Disconnect { pairs, .. } => format!("{pairs} pairs of peers disconnected"),
-        Fault::Revoke { peers, .. } => format!("{peers} memberships revoked"),
+        Fault::Disconnect { pairs, .. } => format!("{} of peers disconnected", some(*pairs, "pair")),
+        Fault::Revoke { peers, .. } => format!("{} revoked", some(*peers, "membership")),
         Fault::Churn { every, gone, .. } => format!(
             "churn: every {:.1} s a peer is gone for {:.1} s",
             every.0.as_secs_f64(),
@@ -136,23 +165,33 @@ fn describe(fault: &Fault) -> String {
     }
 }
 
-fn line(name: &'static str, color: &'static str, points: Vec<(f64, f64)>) -> Series {
-    Series {
-        name,
-        color,
-        kind: Kind::Line,
-        points,
-    }
+fn transfer_plots(recording: &Recording, frame: &Frame) -> [Element; 2] {
+    deliveries(
+        ["Delivery", "Time from sender to durable"],
+        "transfers",
+        &recording.transfers,
+        frame,
+    )
 }
 
-/// Delivery, and how long it took, by when transfers ended.
-fn transfer_plots(recording: &Recording, frame: &Frame) -> Vec<Element> {
+fn some(count: usize, what: &str) -> String {
+    let end = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{end}")
+}
+
+/// Delivery, and how long it took, by when things ended.
+pub(super) fn deliveries(
+    titles: [&str; 2],
+    what: &str,
+    spans: &[TransferSpan],
+    frame: &Frame,
+) -> [Element; 2] {
     let width = frame.seconds / TRANSFER_BUCKETS as f64;
     let bucket = |at: Duration| ((at.as_secs_f64() / width) as usize).min(TRANSFER_BUCKETS - 1);
     let mut given = [0.0; TRANSFER_BUCKETS];
     let mut ended = [0.0; TRANSFER_BUCKETS];
     let mut took_ms: Vec<Vec<u64>> = vec![Vec::new(); TRANSFER_BUCKETS];
-    for transfer in &recording.transfers {
+    for transfer in spans {
         given[bucket(transfer.from)] += 1.0;
         if let Some((at, delivered)) = transfer.ended {
             ended[bucket(at)] += 1.0;
@@ -182,13 +221,15 @@ fn transfer_plots(recording: &Recording, frame: &Frame) -> Vec<Element> {
         .filter(|(_, took)| !took.is_empty())
         .map(|(n, took)| (middle(n), Percentiles::of(took)))
         .collect();
+    let longest = spread.iter().map(|(_, took)| took.max).max().unwrap_or(0);
+    let (time, size) = if longest < 2_000 { ("ms", 1.0) } else { ("s", 1e3) };
     let dots = |name, color, of: fn(&Percentiles) -> u64| Series {
         name,
         color,
         kind: Kind::Dots,
         points: spread
             .iter()
-            .map(|(at, took)| (*at, of(took) as f64 / 1e3))
+            .map(|(at, took)| (*at, of(took) as f64 / size))
             .collect(),
     };
     let latency = [
@@ -196,21 +237,16 @@ fn transfer_plots(recording: &Recording, frame: &Frame) -> Vec<Element> {
         dots("90 %", "c1", |took| took.p90),
         dots("median", "c0", |took| took.p50),
     ];
-    let unit = format!("transfers in {width:.1} s");
-    vec![
-        plot("Delivery", &unit, &delivery, frame),
-        plot(
-            "Time from sender to durable",
-            "s, by when they ended",
-            &latency,
-            frame,
-        ),
+    let counted = format!("{what} in {width:.1} s");
+    let took = format!("{time}, by when they ended");
+    [
+        plot(titles[0], &counted, &delivery, frame),
+        plot(titles[1], &took, &latency, frame),
     ]
 }
 
 /// The mesh, at each sample.
-fn mesh_plots(recording: &Recording, frame: &Frame) -> Vec<Element> {
-    let samples = &recording.samples;
+pub(super) fn mesh_plots(samples: &[Sample], frame: &Frame) -> Vec<Element> {
     let at_each = |name, color, of: fn(&Sample) -> f64| {
         line(
             name,
@@ -229,56 +265,42 @@ fn mesh_plots(recording: &Recording, frame: &Frame) -> Vec<Element> {
         at_each("on average", "c0", |s| s.connections_mean),
         at_each("most", "c1", |s| s.connections_max as f64),
     ];
-    let memory = samples
-        .iter()
-        .filter_map(|s| Some((s.at.as_secs_f64(), s.rss_bytes? as f64)))
-        .collect();
-    vec![
-        plot("Members known", "members", &known, frame),
-        in_bytes(
-            "Payload received",
-            "/s",
-            "c2",
-            rates(samples, |s| s.payload_bytes),
-            frame,
-        ),
-        in_bytes(
-            "Control frames received",
-            "/s",
-            "c3",
-            rates(samples, |s| s.control_bytes),
-            frame,
-        ),
-        plot("Connections of a member", "connections", &connections, frame),
-        in_bytes("Memory of the simulator", "", "c5", memory, frame),
-    ]
-}
-
-/// What a counter gains per second, at each sample since the one before.
-fn rates(samples: &[Sample], of: fn(&Sample) -> u64) -> Vec<(f64, f64)> {
-    let rate = |pair: &[Sample]| {
-        let [before, now] = pair else { return None };
-        let seconds = (now.at - before.at).as_secs_f64();
-        Some((now.at.as_secs_f64(), (of(now) - of(before)) as f64 / seconds))
+    let counter = |of: fn(&Sample) -> Option<u64>| -> Vec<(f64, u64)> {
+        let read = |s: &Sample| Some((s.at.as_secs_f64(), of(s)?));
+        samples.iter().filter_map(read).collect()
     };
-    let first = samples.first().map(|first| (first.at.as_secs_f64(), 0.0));
-    first
-        .into_iter()
-        .chain(samples.windows(2).filter_map(rate))
-        .collect()
-}
-
-fn in_bytes(
-    title: &'static str,
-    per: &str,
-    color: &'static str,
-    points: Vec<(f64, f64)>,
-    frame: &Frame,
-) -> Element {
-    let mut series = [line(title, color, points)];
-    let (unit, size) = byte_unit(max_of(&series));
-    for (_, value) in &mut series[0].points {
-        *value /= size;
+    let memory = counter(|s| s.rss_bytes);
+    let (payload, control, datagrams) = (
+        counter(|s| s.payload_bytes),
+        counter(|s| s.control_bytes),
+        counter(|s| s.datagrams),
+    );
+    let mut made = vec![plot("Members known", "members", &known, frame)];
+    for (title, color, counter) in [
+        ("Payload received", "c2", payload),
+        ("Control frames received", "c3", control),
+    ] {
+        if !counter.is_empty() {
+            made.push(in_bytes(title, "/s", color, rates(&counter), frame));
+        }
     }
-    plot(title, &format!("{unit}{per}"), &series, frame)
+    if !datagrams.is_empty() {
+        let sent = [line("all peers together", "c3", rates(&datagrams))];
+        made.push(plot("Datagrams sent", "a second", &sent, frame));
+    }
+    made.push(plot(
+        "Connections of a member",
+        "connections",
+        &connections,
+        frame,
+    ));
+    let memory = memory.into_iter().map(|(at, bytes)| (at, bytes as f64));
+    made.push(in_bytes(
+        "Memory of the simulator",
+        "",
+        "c5",
+        memory.collect(),
+        frame,
+    ));
+    made
 }

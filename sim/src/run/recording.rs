@@ -7,22 +7,22 @@ use std::time::Duration;
 
 use hyperfabric_protocol::Instant;
 
+use super::samples::Samples;
 use super::{LOOK, Run};
 use crate::scenario::Fault;
-use crate::world::PeerIndex;
-
-/// The most samples that are kept: as many as a plot can show. Of more, every second one is dropped.
-pub const SAMPLES_MAX: usize = 200;
+use crate::world::{PeerIndex, World};
 
 /// The mesh at one time.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// When.
     pub at: Duration,
-    /// Payload bytes that transfers have received so far.
-    pub payload_bytes: u64,
-    /// Bytes of control frames that peers have received so far.
-    pub control_bytes: u64,
+    /// Payload bytes that transfers have received so far, in virtual time.
+    pub payload_bytes: Option<u64>,
+    /// Bytes of control frames that peers have received so far, in virtual time.
+    pub control_bytes: Option<u64>,
+    /// Datagrams that wires have sent so far, of real nodes.
+    pub datagrams: Option<u64>,
     /// Members that run.
     pub running: usize,
     /// Members that a running member knows, on average.
@@ -48,7 +48,7 @@ pub struct FaultSpan {
     pub until: Duration,
 }
 
-/// A transfer, as its sender's user saw it.
+/// A transfer or a message, as its sender's user saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferSpan {
     /// When it was given to its sender.
@@ -66,6 +66,8 @@ pub struct Recording {
     pub faults: Vec<FaultSpan>,
     /// In any order.
     pub transfers: Vec<TransferSpan>,
+    /// In any order; real nodes send them.
+    pub messages: Vec<TransferSpan>,
     /// The region of each peer, where peers have regions.
     pub regions: Vec<String>,
     /// Pairs of peers: the ways that there are, or who was connected in the end where everyone has a way to everyone.
@@ -74,29 +76,12 @@ pub struct Recording {
     pub lines_are_ways: bool,
 }
 
-/// Takes samples, less often the longer the run.
+/// What is kept while a run goes on.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    every: Duration,
-    next: Instant,
-    samples: Vec<Sample>,
+    samples: Samples<Sample>,
     /// When each fault began first and ended last.
     pub(super) struck: BTreeMap<usize, (Instant, Instant)>,
-}
-
-impl Recorder {
-    fn add(&mut self, sample: Sample) {
-        if self.samples.len() >= SAMPLES_MAX {
-            let mut keep = false;
-            self.samples.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            self.every *= 2;
-        }
-        self.next = Instant(0).after(sample.at + self.every);
-        self.samples.push(sample);
-    }
 }
 
 /// Returns the memory of this process, where the operating system says (proc(5)).
@@ -116,9 +101,7 @@ impl Run {
     /// Keeps a recording from now on.
     pub fn record(&mut self) {
         self.recorder = Some(Recorder {
-            every: LOOK,
-            next: Instant(0),
-            samples: Vec::new(),
+            samples: Samples::new(LOOK),
             struck: BTreeMap::new(),
         });
         self.take_sample();
@@ -126,12 +109,8 @@ impl Run {
 
     /// Takes a sample, when one is due.
     pub(super) fn sample(&mut self) {
-        let now = self.world.now().mono;
-        if self
-            .recorder
-            .as_ref()
-            .is_some_and(|recorder| now >= recorder.next)
-        {
+        let now = since_begin(self.world.now().mono);
+        if self.recorder.as_ref().is_some_and(|it| it.samples.is_due(now)) {
             self.take_sample();
         }
     }
@@ -139,11 +118,11 @@ impl Run {
     /// Takes a sample of how it ends.
     pub(super) fn last_sample(&mut self) {
         let now = since_begin(self.world.now().mono);
-        let last = self
+        if self
             .recorder
             .as_ref()
-            .and_then(|recorder| recorder.samples.last());
-        if last.is_some_and(|last| last.at < now) {
+            .is_some_and(|it| it.samples.ends_before(now))
+        {
             self.take_sample();
         }
     }
@@ -159,8 +138,9 @@ impl Run {
         let mean = |sum: usize| sum as f64 / members.len().max(1) as f64;
         let sample = Sample {
             at: since_begin(self.world.now().mono),
-            payload_bytes: self.world.ledger().received,
-            control_bytes: self.world.control().bytes(),
+            payload_bytes: Some(self.world.ledger().received),
+            control_bytes: Some(self.world.control().bytes()),
+            datagrams: None,
             running: members.len(),
             known_mean: mean(known.clone().sum()),
             known_min: known.min().unwrap_or(0),
@@ -169,7 +149,7 @@ impl Run {
             rss_bytes: rss_bytes(),
         };
         if let Some(recorder) = &mut self.recorder {
-            recorder.add(sample);
+            recorder.samples.add(sample.at, sample);
         }
     }
 
@@ -210,9 +190,10 @@ impl Run {
         });
         let lines_are_ways = self.topology.ways().is_some();
         Some(Recording {
-            samples: recorder.samples.clone(),
+            samples: recorder.samples.all(),
             faults: recorder.struck.iter().filter_map(fault).collect(),
             transfers: transfers.collect(),
+            messages: Vec::new(),
             regions: self
                 .topology
                 .region_names()
@@ -222,20 +203,21 @@ impl Run {
             lines: if lines_are_ways {
                 self.topology.pairs()
             } else {
-                self.connections()
+                connections(&self.world)
             },
             lines_are_ways,
         })
     }
+}
 
-    fn connections(&self) -> Vec<(usize, usize)> {
-        let of_peer = |peer: PeerIndex| {
-            let fabric = self.world.running(peer)?;
-            let others = fabric.connected().filter_map(|(id, _)| self.world.peer_of(&id));
-            Some(others.map(move |other| (peer.0, other.0)))
-        };
-        let both = self.world.peers().filter_map(of_peer).flatten();
-        // Each side has the connection.
-        both.filter(|(a, b)| a < b).collect()
-    }
+/// Returns who is connected with whom.
+pub(crate) fn connections(world: &World) -> Vec<(usize, usize)> {
+    let of_peer = |peer: PeerIndex| {
+        let fabric = world.running(peer)?;
+        let others = fabric.connected().filter_map(|(id, _)| world.peer_of(&id));
+        Some(others.map(move |other| (peer.0, other.0)))
+    };
+    let both = world.peers().filter_map(of_peer).flatten();
+    // Each side has the connection.
+    both.filter(|(a, b)| a < b).collect()
 }

@@ -33,6 +33,15 @@ pub(super) struct View {
     pub(super) connected: Vec<PeerId>,
 }
 
+/// What a peer says of itself while a scenario goes on.
+pub(super) struct Seen {
+    place: usize,
+    /// Members that it has records of.
+    pub(super) known: usize,
+    pub(super) neighbors: usize,
+    connections: usize,
+}
+
 /// Asks running peers what they know.
 pub(super) async fn views(sites: &[Site], places: &[usize]) -> Vec<View> {
     let view = async |place: usize| {
@@ -133,30 +142,40 @@ impl Checks {
         }
     }
 
-    /// Looks at how many connections each peer holds.
-    pub(super) async fn look(&mut self, now: Moment, sites: &[Site], places: &[usize]) {
-        let sizes = async |place: usize| {
-            let asked = sites[place].node()?.handle().act(|fabric, _| fabric.sizes());
-            asked.await.ok().map(|sizes| (place, sizes))
+    /// Looks at how many connections each peer holds, and returns what peers say of themselves.
+    pub(super) async fn look(&mut self, now: Moment, sites: &[Site], places: &[usize]) -> Vec<Seen> {
+        let look = async |place: usize| {
+            let asked = sites[place].node()?.handle().act(move |fabric, _| {
+                let sizes = fabric.sizes();
+                Seen {
+                    place,
+                    known: fabric.directory().len(),
+                    neighbors: sizes.neighbors,
+                    connections: sizes.connections,
+                }
+            });
+            asked.await.ok()
         };
-        let asked: Vec<_> = stream::iter(places.iter().copied())
-            .map(sizes)
+        let asked: Vec<Option<Seen>> = stream::iter(places.iter().copied())
+            .map(look)
             .buffered(AT_ONCE)
             .collect()
             .await;
-        for (place, sizes) in asked.into_iter().flatten() {
-            self.neighbors_max = self.neighbors_max.max(sizes.neighbors as u64);
+        let seen: Vec<Seen> = asked.into_iter().flatten().collect();
+        for peer in &seen {
+            self.neighbors_max = self.neighbors_max.max(peer.neighbors as u64);
             for (what, size, max) in [
-                ("neighbors", sizes.neighbors, NEIGHBORS_MAX),
-                ("connections", sizes.connections, CONNECTIONS_MAX),
+                ("neighbors", peer.neighbors, NEIGHBORS_MAX),
+                ("connections", peer.connections, CONNECTIONS_MAX),
             ] {
                 if size > max {
                     let what = format!("has {size} {what}, more than {max}");
                     self.findings
-                        .add("connections", now, Some(PeerIndex(place)), what);
+                        .add("connections", now, Some(PeerIndex(peer.place)), what);
                 }
             }
         }
+        seen
     }
 
     /// Looks whether all know the same, and that is what is true.

@@ -173,8 +173,8 @@ impl Play {
                 self.ledger.begun(begun);
                 Ok(())
             }
-            Done::Answered(end) => {
-                self.ledger.answered(end);
+            Done::Answered { begun, end } => {
+                self.ledger.answered(begun, end);
                 Ok(())
             }
             Done::Remembered { a, b } => {
@@ -198,6 +198,7 @@ impl Play {
         let Some(fault) = self.scenario.faults.get(number).cloned() else {
             return Ok(());
         };
+        self.recorder.note_begin(number, self.passed());
         let mut lasts = fault.span().1;
         let mut victims = Vec::new();
         match &fault {
@@ -292,6 +293,7 @@ impl Play {
     }
 
     async fn end_fault(&mut self, number: usize, victims: &[PeerIndex]) -> Result<(), RealError> {
+        self.recorder.note_end(number, self.passed());
         let places = victims.iter().copied().map(place_of);
         match self.scenario.faults.get(number) {
             Some(Fault::Partition { .. }) => self.network.heal(number),
@@ -385,17 +387,18 @@ impl Play {
             data: Bytes::from(data),
         };
         self.ledger.ask();
-        let begun = std::time::Instant::now();
+        let begun = tokio::time::Instant::now();
         let task = async move {
             let answer = tokio::time::timeout(PATIENCE, node.request(request, PROMPT_BYTES_MAX, LOOK_FOR));
-            Done::Answered(match answer.await {
+            let end = match answer.await {
                 Ok(Ok(answer)) if *answer == digest.as_bytes()[..] => {
                     End::Arrived(begun.elapsed().as_secs_f64() * 1e3)
                 }
                 Ok(Ok(_)) => End::Damaged,
                 Ok(Err(error)) => End::Failed(error.to_string()),
                 Err(_) => End::Failed(format!("no answer within {PATIENCE:?}")),
-            })
+            };
+            Done::Answered { begun, end }
         };
         self.tasks.push(task.boxed());
     }

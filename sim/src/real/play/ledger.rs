@@ -15,6 +15,7 @@ use hyperfabric_protocol::fabric::Event;
 use hyperfabric_protocol::transfer::TransferEvent;
 use tokio::time::Instant;
 
+use super::recording::Span;
 use super::site::{Heard, Site};
 use crate::check::Findings;
 use crate::real::Delivery;
@@ -60,6 +61,8 @@ struct Sent {
     name: String,
     made: Option<(PathBuf, blake3::Hash)>,
     begun: Instant,
+    /// When its sender's user was told how it ended.
+    ended: Option<Instant>,
     state: State,
 }
 
@@ -71,6 +74,7 @@ pub(super) struct Ledger {
     /// Ends of which was heard before the transfer's id was.
     early: BTreeMap<TransferId, (Instant, Result<[u8; 32], String>)>,
     answers: Vec<End>,
+    messages: Vec<Span>,
     /// Messages that have not ended.
     asking: usize,
 }
@@ -81,8 +85,13 @@ impl Ledger {
         self.asking += 1;
     }
 
-    pub(super) fn answered(&mut self, end: End) {
+    pub(super) fn answered(&mut self, begun: Instant, end: End) {
         self.asking -= 1;
+        let good = matches!(end, End::Arrived(_));
+        self.messages.push(Span {
+            begun,
+            ended: Some((Instant::now(), good)),
+        });
         self.answers.push(end);
     }
 
@@ -102,6 +111,7 @@ impl Ledger {
             name: order.name.clone(),
             made: None,
             begun: Instant::now(),
+            ended: None,
             state: State::Ordered,
         });
         let bed = bed.clone();
@@ -166,6 +176,7 @@ impl Ledger {
                     .is_some_and(|(_, digest)| *digest.as_bytes() == root) =>
             {
                 let took = at.saturating_duration_since(sent.begun);
+                sent.ended = Some(at);
                 sent.state = State::Delivered(took.as_secs_f64() * 1e3);
             }
             Ok(_) => sent.end(End::Damaged),
@@ -257,6 +268,22 @@ impl Ledger {
         }
     }
 
+    /// When transfers were begun, and when and how they ended.
+    pub(super) fn transfer_spans(&self) -> impl Iterator<Item = Span> {
+        self.sent.iter().map(|sent| {
+            let good = matches!(sent.state, State::Ended(End::Arrived(_)));
+            Span {
+                begun: sent.begun,
+                ended: sent.ended.map(|at| (at, good)),
+            }
+        })
+    }
+
+    /// When messages that have ended were sent, and when and how they ended.
+    pub(super) fn message_spans(&self) -> impl Iterator<Item = Span> {
+        self.messages.iter().copied()
+    }
+
     pub(super) fn transfers(&mut self) -> Delivery {
         let ends = self.sent.drain(..).map(|sent| match sent.state {
             State::Ended(end) => end,
@@ -276,6 +303,7 @@ impl Sent {
             // The folder goes at the end of the run whatever becomes of this.
             let _ = std::fs::remove_file(path);
         }
+        self.ended.get_or_insert_with(Instant::now);
         self.state = State::Ended(end);
     }
 }
@@ -322,6 +350,7 @@ mod tests {
             name: "t0-0".to_owned(),
             made: None,
             begun: Instant::now(),
+            ended: None,
             state,
         };
         let mut ledger = Ledger {
