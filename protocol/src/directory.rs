@@ -47,6 +47,8 @@ pub enum Event {
 }
 
 impl Row for Arc<Record> {
+    const HASHED: bool = false;
+
     fn lead(&self) -> u32 {
         self.member.peer.lead()
     }
@@ -82,6 +84,8 @@ impl Claim {
 }
 
 impl Row for Claim {
+    const HASHED: bool = false;
+
     fn lead(&self) -> u32 {
         self.hash
     }
@@ -141,7 +145,15 @@ impl Directory {
     /// Takes a record in; it replaces the peer's earlier one.
     pub fn insert(&mut self, record: Arc<Record>) {
         let peer = record.member.peer;
-        let old = self.records.insert(Arc::clone(&record), of_peer(&peer));
+        // Its origin's own and the one that was checked are two objects.
+        let is = |other: &Arc<Record>| other.hash == record.hash;
+        let old = if self.records.insert_known(record.places.record.get(), is) {
+            None
+        } else {
+            let (old, slot) = self.records.insert(Arc::clone(&record), of_peer(&peer));
+            record.places.record.set(slot);
+            old
+        };
         if let Some(names) = self.names.get_mut() {
             if let Some(old) = &old {
                 forget_name(names, old);
@@ -190,14 +202,19 @@ impl Directory {
     }
 
     fn claims_with(&self, hash: u32, node_id: &NodeId) -> impl Iterator<Item = &Claim> {
-        let near = self
-            .claims
-            .iter_from(hash)
-            .take_while(move |claim| claim.hash == hash);
-        near.filter(move |claim| claim.node_id() == node_id)
+        self.claims
+            .iter_with(hash)
+            .filter(move |claim| claim.node_id() == node_id)
     }
 
     fn claim(&mut self, record: &Arc<Record>, node: usize) {
+        let is = |other: &Claim| other.record.hash == record.hash && other.node == 0;
+        if node == 0 && self.claims.insert_known(record.places.claim.get(), is) {
+            // Nobody else of the process claims it.
+            let node_id = record.body.nodes.0[0].node_id.clone();
+            let peer = record.member.peer;
+            return self.events.push_back(Event::NodeAppeared { node_id, peer });
+        }
         let claim = Claim {
             record: Arc::clone(record),
             hash: hash_of(&record.body.nodes.0[node].node_id),
@@ -206,9 +223,12 @@ impl Directory {
         let (node_id, rank) = (claim.node_id().clone(), claim.rank());
         if self.claims_with(claim.hash, &node_id).next().is_none() {
             // Most names have one claimant, who comes once.
-            self.claims.insert(claim, |other| {
+            let (_, slot) = self.claims.insert(claim, |other| {
                 (other.node_id(), other.rank()).cmp(&(&node_id, rank))
             });
+            if node == 0 {
+                record.places.claim.set(slot);
+            }
             let peer = rank.1;
             return self.events.push_back(Event::NodeAppeared { node_id, peer });
         }

@@ -91,6 +91,7 @@ pub struct Fabric {
     clocks: Now,
     /// This peer's certificate, when it did not count at the start: a host's clock may be wrong until its network is up.
     dormant: Option<Membership>,
+    sharing: Option<Sharing>,
     random: Random,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -150,6 +151,7 @@ impl Fabric {
             tick_at: now.mono,
             clocks: now,
             key: config.key,
+            sharing: sharing.cloned(),
             random,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -435,7 +437,10 @@ impl Fabric {
         });
         let member = match known {
             Some(record) => record.member.clone(),
-            None => Membership::verify(shown, root, &peer, now.wall)?,
+            None => match &self.sharing {
+                Some(sharing) => sharing.verify(shown, root, &peer, now.wall)?,
+                None => Membership::verify(shown, root, &peer, now.wall)?,
+            },
         };
         if self.admission.is_revoked(&member.serial) {
             Err(CertificateError::Revoked)
@@ -639,9 +644,7 @@ impl Fabric {
         let Ok(version) = flood::Version::read(signed) else {
             return;
         };
-        let items = crate::frame::Items {
-            items: crate::cbor::List(alloc::vec![version]),
-        };
+        let items = crate::frame::Items::new(crate::cbor::List(alloc::vec![version]));
         let nobody = ConnId(u64::MAX);
         let _taken = self.flood.handle_items(now, nobody, self.local, &items);
     }

@@ -8,6 +8,7 @@
 //! What an item says is not judged here: [`content::check`] does that as a job, off the network thread.
 //! [FLOOD-1..14]
 
+mod comparison;
 pub mod content;
 mod copies;
 mod exchange;
@@ -24,6 +25,7 @@ use core::time::Duration;
 pub use content::{Content, ItemFault, Record, Revocation};
 pub use item::{ITEM_BODY_BYTES_MAX, Item, ItemKey, ItemKind, Version, hash_of};
 
+use comparison::Fill;
 use copies::Samples;
 use replaced::Replaced;
 use unchecked::Unchecked;
@@ -33,7 +35,7 @@ use crate::frame::{Frame, Items, SUMMARY_BUCKETS};
 use crate::random::Random;
 use crate::sharing::Sharing;
 use crate::sign::{Domain, Signed, SigningKey};
-use crate::table::{self, Row, Table};
+use crate::table::{self, Row, Status, Table};
 use crate::{ConnId, Instant, Now, PeerId, UnixMillis};
 
 /// The most items in one frame.
@@ -64,9 +66,6 @@ const SUMMARIES_MAX: u32 = 4;
 const STRAY_SUMMARIES_MAX: u32 = 16;
 /// How often two neighbors compare their databases again.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often a summary that differs is answered with this peer's own, so that both learn what the other one lacks:
-/// whoever has one neighbor with a thousand others would otherwise wait for its turn among these.
-const ANSWER_INTERVAL: Duration = Duration::from_secs(20);
 /// How often expired items are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -128,6 +127,8 @@ pub(crate) struct Held {
 }
 
 impl Row for Held {
+    const HASHED: bool = true;
+
     fn lead(&self) -> u32 {
         self.lead
     }
@@ -139,6 +140,29 @@ impl Row for Held {
 
 fn order(key: ItemKey) -> impl Fn(&Held) -> Ordering {
     move |held| held.version.key().cmp(&key)
+}
+
+/// Where an accepted version came from.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    conn: ConnId,
+    /// Whether this peer has asked for it, in a comparison.
+    asked: bool,
+}
+
+/// A version that was accepted since the last batch.
+#[derive(Debug)]
+struct Fresh {
+    version: Arc<Version>,
+    /// Nobody, for an own one.
+    from: Option<Source>,
+}
+
+/// A version that is being checked.
+#[derive(Clone, Copy, Debug)]
+struct Checking {
+    sequence: u64,
+    asked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -157,10 +181,16 @@ struct Link {
     unwanted: bool,
     /// Summaries that have come since the budgets were renewed.
     summaries: u32,
-    /// Digests that may still come in answer to summaries.
+    /// Buckets that may still be asked for in answer to summaries.
     digests: usize,
-    /// When a summary was sent last.
-    summary_at: Instant,
+    /// Digests to which `lacking` is the answer.
+    answers: u32,
+    /// Whether a comparison with this neighbor was put off.
+    owes: bool,
+    /// How many items its last summary was of, where a comparison with it was large.
+    items: usize,
+    /// Whether it has let this peer wait for an answer: others do not wait for it again.
+    slow: bool,
 }
 
 /// The engine's state.
@@ -174,10 +204,10 @@ pub struct Flood {
     expires: UnixMillis,
     links: BTreeMap<ConnId, Link>,
     /// What was accepted since the last batch, and from whom.
-    fresh: Vec<(Arc<Version>, Option<ConnId>)>,
+    fresh: Vec<Fresh>,
     replaced: Replaced,
     samples: Samples,
-    checking: BTreeMap<ItemKey, u64>,
+    checking: BTreeMap<ItemKey, Checking>,
     deferred: BTreeMap<ItemKey, (Instant, ConnId, Arc<Version>)>,
     /// Sequences of own items that the network has seen and this peer has not.
     floors: BTreeMap<ItemKey, u64>,
@@ -185,6 +215,7 @@ pub struct Flood {
     forward_at: Option<Instant>,
     answer_at: Option<Instant>,
     forwarded_at: Option<Instant>,
+    fill: Fill,
     compare_at: Instant,
     expire_at: Instant,
     stray_summaries: u32,
@@ -219,6 +250,7 @@ impl Flood {
             forward_at: None,
             answer_at: None,
             forwarded_at: None,
+            fill: Fill::default(),
             compare_at: Instant(0),
             expire_at: Instant(0),
             stray_summaries: 0,
@@ -273,7 +305,7 @@ impl Flood {
                 self.publish(now, key, item.kind, item.id, lifetime, &item.body);
             }
         }
-        self.compare_with_all(now);
+        self.compare_with_all();
     }
 
     /// Puts an item back that a store has kept; it was checked when it was first accepted.
@@ -311,15 +343,13 @@ impl Flood {
     /// Returns a digest of the whole database: equal databases have equal digests.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.summary().iter().enumerate().fold(0, |acc, (i, hash)| {
+        self.summary().enumerate().fold(0, |acc, (i, hash)| {
             acc ^ hash.rotate_left(u32::try_from(i % 64).unwrap_or(0))
         })
     }
 
-    fn summary(&self) -> Vec<u64> {
-        (0..SUMMARY_BUCKETS)
-            .map(|bucket| self.items.hash_of(bucket))
-            .collect()
+    fn summary(&self) -> impl Iterator<Item = u64> {
+        (0..SUMMARY_BUCKETS).map(|bucket| self.items.hash_of(bucket))
     }
 
     /// Returns how many versions came too early, how many items are being checked, and how many wait for a batch.
@@ -348,46 +378,52 @@ impl Flood {
         peer: PeerId,
         items: &Items,
     ) -> Result<(), FloodViolation> {
-        let (copies, news): (Vec<_>, Vec<_>) = items.items.iter().partition(|version| self.has(version));
         if let Some(link) = self.links.get_mut(&conn) {
             link.peer = Some(peer);
         }
-        if !copies.is_empty() {
-            // The signature of a copy that came from somebody else was checked, and its hash is known.
-            self.note_copies(conn, &copies);
-        }
+        // The signature of a copy that came from somebody else was checked, and its hash is known.
+        let has = |version: &&Arc<Version>| self.known(version) == Some(version.sequence());
+        let copies: Vec<&Arc<Version>> = items.items.iter().filter(has).collect();
+        self.note_copies(conn, &copies);
         // What others have checked is accepted at once, but not before what has to be checked.
         let mut vouched = self.shares_checks && self.unchecked.is_idle();
-        for version in news {
-            self.consider(now, conn, peer, version, &mut vouched)?;
+        let asked = items.answers.is_some();
+        let source = Source { conn, asked };
+        let mut copies = copies.into_iter().peekable();
+        for version in items.items.iter() {
+            if copies.next_if(|copy| Arc::ptr_eq(copy, version)).is_none() {
+                self.consider(now, source, peer, version, &mut vouched)?;
+            }
         }
+        self.handle_answers(now, conn, items.answers.unwrap_or(0));
         Ok(())
     }
 
-    /// Tells whether the database has this very version.
-    fn has(&self, version: &Arc<Version>) -> bool {
-        let key = version.key();
+    /// Returns the sequence of the version that the database has of a version's item.
+    fn known(&self, version: &Arc<Version>) -> Option<u64> {
         // Most of what arrives is known, and in one process it is the very same object.
-        let by = |held: &Held| match Arc::ptr_eq(&held.version, version) {
-            true => Ordering::Equal,
-            false => held.version.key().cmp(&key),
-        };
-        let held = self.items.get(version.lead(), by);
-        held.is_some_and(|held| {
-            Arc::ptr_eq(&held.version, version) || held.version.sequence() == version.sequence()
-        })
+        match self.status(version) {
+            Status::Member => Some(version.sequence()),
+            Status::Absent => None,
+            Status::Unknown => self.held(&version.key()).map(|held| held.version.sequence()),
+        }
+    }
+
+    fn status(&self, version: &Arc<Version>) -> Status {
+        let is = |held: &Held| Arc::ptr_eq(&held.version, version);
+        self.items.status(version.place().get(), is)
     }
 
     fn consider(
         &mut self,
         now: Now,
-        conn: ConnId,
+        source: Source,
         peer: PeerId,
         version: &Arc<Version>,
         vouched: &mut bool,
     ) -> Result<(), FloodViolation> {
-        let key = version.key();
-        let known = self.held(&key).map(|held| held.version.sequence());
+        let (conn, key) = (source.conn, version.key());
+        let known = self.known(version);
         // [FLOOD-7] Too old, or from a clock that is too far ahead: not wrong, but not taken either.
         let lifetime_max = match key.kind {
             ItemKind::Record => RECORD_LIFETIME_MAX,
@@ -398,7 +434,7 @@ impl Flood {
         if too_long || version.expires() <= now.wall || version.issued() > now.wall.after(CLOCK_SKEW_MAX) {
             return Ok(());
         }
-        let checking = self.checking.get(&key).copied();
+        let checking = self.checking.get(&key).map(|checking| checking.sequence);
         if checking == Some(version.sequence()) {
             self.note_copies(conn, &[version]);
         }
@@ -429,12 +465,16 @@ impl Flood {
         }
         self.count_copy(conn, version.hash(), true);
         if *vouched && let Some(content) = version.vouched(now.wall) {
-            self.accept(now, conn, Arc::clone(version), content.clone());
+            self.accept(now, source, Arc::clone(version), content.clone());
             return Ok(());
         }
         *vouched = false;
         if self.unchecked.hold(conn, version) {
-            self.checking.insert(key, version.sequence());
+            let checking = Checking {
+                sequence: version.sequence(),
+                asked: source.asked,
+            };
+            self.checking.insert(key, checking);
             self.unchecked.push(conn, Arc::clone(version));
         }
         Ok(())
@@ -461,8 +501,12 @@ impl Flood {
                     other.origin == key.origin && other.kind == key.kind
                 };
                 let lead = key.origin.lead();
-                let near = self.items.iter_from(lead).take_while(|held| held.lead() == lead);
-                near.filter(same).take(ITEMS_PER_ORIGIN_MAX).count() == ITEMS_PER_ORIGIN_MAX
+                self.items
+                    .iter_with(lead)
+                    .filter(same)
+                    .take(ITEMS_PER_ORIGIN_MAX)
+                    .count()
+                    == ITEMS_PER_ORIGIN_MAX
             }
         };
         if full && key.origin == peer {
@@ -477,6 +521,12 @@ impl Flood {
     /// # Errors
     /// The connection that brought a forged item, with the violation.
     pub fn handle_checked(&mut self, now: Now, checked: Checked) -> Result<(), (ConnId, FloodViolation)> {
+        let outcome = self.take_checked(now, checked);
+        self.end_fill(now);
+        outcome
+    }
+
+    fn take_checked(&mut self, now: Now, checked: Checked) -> Result<(), (ConnId, FloodViolation)> {
         let Checked {
             from,
             version,
@@ -484,7 +534,7 @@ impl Flood {
         } = checked;
         let key = version.key();
         self.unchecked.checked(from, &version);
-        self.checking.remove(&key);
+        let asked = self.checking.remove(&key).is_some_and(|checking| checking.asked);
         match result {
             Ok(content) => {
                 if self.shares_checks {
@@ -492,7 +542,7 @@ impl Flood {
                 }
                 let known = self.held(&key).map(|held| held.version.sequence());
                 if known.is_none_or(|sequence| sequence < version.sequence()) {
-                    self.accept(now, from, version, content);
+                    self.accept(now, Source { conn: from, asked }, version, content);
                 }
                 Ok(())
             }
@@ -512,7 +562,7 @@ impl Flood {
         }
     }
 
-    fn accept(&mut self, now: Now, from: ConnId, version: Arc<Version>, content: Content) {
+    fn accept(&mut self, now: Now, from: Source, version: Arc<Version>, content: Content) {
         let key = version.key();
         if key.origin == self.local && key.kind == ItemKind::Record {
             // [FLOOD-9] An own item from before a loss of state.
@@ -524,15 +574,21 @@ impl Flood {
         self.events.push_back(Event::Accepted { key, content });
     }
 
-    fn store(&mut self, now: Now, version: Arc<Version>, from: Option<ConnId>) {
+    fn store(&mut self, now: Now, version: Arc<Version>, from: Option<Source>) {
         let key = version.key();
         self.expires = self.expires.min(version.expires());
         self.forward(now, &version, from);
+        let is = |held: &Held| Arc::ptr_eq(&held.version, &version);
+        if self.items.insert_known(version.place().get(), is) {
+            return;
+        }
         let held = Held {
             lead: version.lead(),
-            version,
+            version: Arc::clone(&version),
         };
-        if self.items.insert(held, order(key)).is_some() {
+        let (old, slot) = self.items.insert(held, order(key));
+        version.place().set(slot);
+        if old.is_some() {
             self.replaced.note(now.mono, key);
         }
     }
@@ -550,7 +606,11 @@ impl Flood {
             };
             let newer = |held: &Held| held.version.sequence() < version.sequence();
             if self.held(&key).is_none_or(newer) {
-                self.checking.insert(key, version.sequence());
+                let checking = Checking {
+                    sequence: version.sequence(),
+                    asked: false,
+                };
+                self.checking.insert(key, checking);
                 self.unchecked.push(conn, version);
             } else {
                 self.unchecked.release(conn, &version);
@@ -584,6 +644,7 @@ impl Flood {
         if due(self.forward_at) || due(self.answer_at) {
             self.flush(now);
         }
+        self.handle_comparisons(now);
         self.release_deferred(now);
         if self.expire_at <= now.mono {
             self.expire_at = now.mono.after(EXPIRY_INTERVAL);
@@ -596,7 +657,7 @@ impl Flood {
         }
         if self.compare_at <= now.mono {
             if self.compare_at != Instant(0) {
-                self.compare_again(now);
+                self.compare_again();
             }
             self.compare_at = now.mono.after(self.random.jittered(COMPARE_INTERVAL));
         }
@@ -628,6 +689,7 @@ impl Flood {
         deferred
             .chain(self.forward_at)
             .chain(self.answer_at)
+            .chain(self.comparison_at())
             .chain([self.compare_at, self.expire_at])
             .min()
     }

@@ -25,7 +25,8 @@ pub const CRITICAL_TYPE: u64 = 128;
 pub const PROTOCOL_VERSION: u16 = 1;
 /// How many buckets a flood summary has.
 pub const SUMMARY_BUCKETS: usize = 256;
-/// The most versions in one digest frame: five times as many as a bucket of the largest database has.
+/// The most versions in one digest frame: five times as many as a bucket of the largest database has. In a mesh of four
+/// thousand a whole comparison is one frame.
 pub const DIGEST_VERSIONS_MAX: usize = 4000;
 /// The longest explanation in a frame, in bytes.
 pub const DETAIL_BYTES_MAX: usize = 512;
@@ -57,34 +58,95 @@ fn read_hashes(d: &mut Decoder<'_>, most: usize) -> Result<Vec<u64>, DecodeError
     Ok(words.iter().map(|word| u64::from_be_bytes(*word)).collect())
 }
 
-/// One 64-bit hash for each bucket of the sender's flood database.
+/// One 64-bit hash for each bucket of a flood database: [`SUMMARY_BUCKETS`] of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary(pub Vec<u64>);
+pub struct BucketHashes(pub Vec<u64>);
 
-impl Value for Summary {
+impl Value for BucketHashes {
     fn encode(&self, e: &mut Encoder) {
-        e.map(1);
-        e.u64(0);
         write_hashes(e, &self.0);
     }
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        let mut hashes = None;
-        d.map(|key, d| {
-            if key == 0 {
-                let all = read_hashes(d, SUMMARY_BUCKETS)?;
-                if all.len() != SUMMARY_BUCKETS {
-                    return Err(DecodeError::Invalid("summary length"));
-                }
-                hashes = Some(all);
-            }
-            Ok(key == 0)
-        })?;
-        hashes.map(Self).ok_or(DecodeError::Missing(0))
+        let all = read_hashes(d, SUMMARY_BUCKETS)?;
+        if all.len() != SUMMARY_BUCKETS {
+            return Err(DecodeError::Invalid("summary length"));
+        }
+        Ok(Self(all))
     }
 }
 
-/// Hashes of the versions that a peer has in a bucket, in any order.
+wire_map! {
+    /// What the sender's flood database holds, in short. [FLOOD-3]
+    pub struct Summary {
+        /// A hash of each bucket.
+        0 => pub hashes: BucketHashes,
+        /// Whether the sender wants to see the receiver's, should that differ.
+        1 => pub answer: Option<bool>,
+        /// How many items it holds.
+        2 => pub items: u32,
+    }
+}
+
+/// A set of buckets: one bit for each, the highest of the first byte for the first bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buckets([u8; SUMMARY_BUCKETS / 8]);
+
+impl Buckets {
+    /// Adds a bucket.
+    pub const fn insert(&mut self, bucket: u8) {
+        self.0[bucket as usize / 8] |= 0x80 >> (bucket % 8);
+    }
+
+    /// Tells whether a bucket is in the set.
+    #[must_use]
+    pub const fn contains(&self, bucket: u8) -> bool {
+        self.0[bucket as usize / 8] & (0x80 >> (bucket % 8)) != 0
+    }
+
+    /// Adds those of another set.
+    pub fn extend(&mut self, others: &Self) {
+        let bytes = self.0.iter_mut().zip(&others.0);
+        bytes.for_each(|(byte, other)| *byte |= other);
+    }
+
+    /// Returns how many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|byte| byte.count_ones() as usize).sum()
+    }
+
+    /// Returns them in order.
+    pub fn iter(&self) -> impl Iterator<Item = u8> + use<> {
+        let all = *self;
+        (0..=u8::MAX).filter(move |bucket| all.contains(*bucket))
+    }
+
+    /// Tells whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+}
+
+impl FromIterator<u8> for Buckets {
+    fn from_iter<I: IntoIterator<Item = u8>>(buckets: I) -> Self {
+        let mut all = Self::default();
+        buckets.into_iter().for_each(|bucket| all.insert(bucket));
+        all
+    }
+}
+
+impl Value for Buckets {
+    fn encode(&self, e: &mut Encoder) {
+        self.0.encode(e);
+    }
+    fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Value::decode(d).map(Self)
+    }
+}
+
+/// Hashes of the versions that a peer has in some buckets, in any order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Versions(pub Vec<u64>);
 
@@ -98,11 +160,11 @@ impl Value for Versions {
 }
 
 wire_map! {
-    /// Everything that the sender has in one bucket.
+    /// Everything that the sender has in some buckets: it asks for the rest of them. [FLOOD-5]
     pub struct Digest {
-        /// The bucket.
-        0 => pub bucket: u8,
-        /// Its items, by the hashes of their versions.
+        /// The buckets.
+        0 => pub buckets: Buckets,
+        /// Their items, by the hashes of their versions.
         1 => pub versions: Versions,
     }
 }
@@ -112,6 +174,16 @@ wire_map! {
     pub struct Items {
         /// Signed [`crate::flood::Item`]s.
         0 => pub items: List<Arc<Version>, ITEMS_PER_FRAME_MAX>,
+        /// For items that were asked for: how many Digests are answered with this frame and those before it. [FLOOD-6]
+        1 => pub answers: Option<u32>,
+    }
+}
+
+impl Items {
+    /// Makes a batch of news.
+    #[must_use]
+    pub const fn new(items: List<Arc<Version>, ITEMS_PER_FRAME_MAX>) -> Self {
+        Self { items, answers: None }
     }
 }
 
@@ -351,7 +423,7 @@ frames! {
     0 => Hello(Hello),
     /// Starts the synchronisation of the flood databases.
     1 => Summary(Summary),
-    /// Answers a summary, bucket by bucket.
+    /// Answers a summary: asks for what is not there.
     2 => Digest(Digest),
     /// Floods.
     3 => Items(Items),

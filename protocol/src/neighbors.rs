@@ -26,9 +26,11 @@ use crate::{Address, ConnId, Instant, Now, PeerId};
 
 mod connections;
 mod dialling;
+mod filter;
 mod peers;
 mod room;
 
+use filter::Filter;
 use peers::{Conn, Dial, Peer};
 
 /// How long a connection may be silent before its Hello: several round trips of the slowest link worth having.
@@ -349,6 +351,7 @@ pub struct Neighbors {
     config: NeighborsConfig,
     random: Random,
     peers: BTreeMap<PeerId, Peer>,
+    filter: Filter,
     conns: BTreeMap<ConnId, Conn>,
     conns_seen: u64,
     /// How many peers were learned of while the table was full.
@@ -383,6 +386,7 @@ impl Neighbors {
             config,
             random,
             peers: BTreeMap::new(),
+            filter: Filter::default(),
             conns: BTreeMap::new(),
             conns_seen: 0,
             strangers_seen: 0,

@@ -58,6 +58,8 @@ pub struct ScaleReport {
     pub arrivals_per_item: f64,
     /// Bytes of control frames that each peer received.
     pub control_bytes_per_peer: u64,
+    /// The control frames that each peer received, by type.
+    pub frames_per_peer: BTreeMap<&'static str, f64>,
     /// How many items had their signatures checked.
     pub checks: u64,
     /// When the last peer knew everyone, in seconds of virtual time.
@@ -206,7 +208,7 @@ impl Scale {
         let ticket = self.world.act(PeerIndex(0), |f, now| {
             f.invite(now, name.clone(), VALID, 1, vec![address])
         });
-        let peer = self.world.add();
+        let peer = self.world.add_peer(Disk::default(), PeerOptions::joining());
         if let Ok((ticket, _)) = ticket {
             self.world.act(peer, |f, now| f.join(now, ticket));
             self.joining.insert(peer, name);
@@ -225,6 +227,7 @@ impl Scale {
         for peer in ready {
             if let Some(name) = self.joining.remove(&peer) {
                 self.world.stop(peer);
+                self.world.set_options(peer, PeerOptions::default());
                 self.world.start(peer);
                 register(&mut self.world, peer, &name);
             }
@@ -260,7 +263,10 @@ impl Scale {
         let join: Vec<u64> = self.starts.iter().zip(&self.joined_at).filter_map(took).collect();
         let running = self.world.peers().filter_map(|peer| self.world.running(peer));
         let connections = running.map(|f| f.connected().count() as u64).collect();
+        let types = self.world.control().types().filter(|(_, frames, _)| *frames > 0);
+        let per_peer = |(name, frames, _)| (name, frames as f64 / self.config.peers as f64);
         ScaleReport {
+            frames_per_peer: types.map(per_peer).collect(),
             peers: self.config.peers,
             seed: self.config.seed,
             trace_hash: self.world.trace_hash(),

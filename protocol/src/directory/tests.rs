@@ -26,23 +26,21 @@ fn record(n: u8, serial: u8, name: &str, nodes: &[&str]) -> Arc<Record> {
     let root = MeshRoot::Open {
         name: String::from("x"),
     };
-    Arc::new(Record {
-        member: Member {
-            peer: peer(n),
-            name: id(name),
-            serial: Serial([serial; 16]),
-            not_after: UnixMillis(0),
-            admitter: peer(0),
-        },
-        body: RecordBody {
-            membership: Membership::open(&root, &key, id(name), UnixMillis(0)),
-            addresses: List(vec![Address::new(std::format!("/addr/{n}")).unwrap()]),
-            nodes: NodeList(nodes.iter().map(node).collect()),
-            bootstrap: None,
-            agent: None,
-        },
-        hash: u64::from(n) << 8 | nodes.len() as u64,
-    })
+    let member = Member {
+        peer: peer(n),
+        name: id(name),
+        serial: Serial([serial; 16]),
+        not_after: UnixMillis(0),
+        admitter: peer(0),
+    };
+    let body = RecordBody {
+        membership: Membership::open(&root, &key, id(name), UnixMillis(0)),
+        addresses: List(vec![Address::new(std::format!("/addr/{n}")).unwrap()]),
+        nodes: NodeList(nodes.iter().map(node).collect()),
+        bootstrap: None,
+        agent: None,
+    };
+    Arc::new(Record::new(member, body, u64::from(n) << 8 | nodes.len() as u64))
 }
 
 fn events(directory: &mut Directory) -> Vec<Event> {

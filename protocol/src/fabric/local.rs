@@ -83,7 +83,7 @@ impl Fabric {
             .publish(now, &self.key, ItemKind::Record, 0, lifetime, &bytes);
         let hash = flood::hash_of(&signed);
         self.directory
-            .insert(Arc::new(flood::Record { member, body, hash }));
+            .insert(Arc::new(flood::Record::new(member, body, hash)));
         self.refresh_at = Some(now.mono.after(self.random.jittered(RECORD_REFRESH)));
     }
 

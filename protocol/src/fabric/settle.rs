@@ -88,7 +88,7 @@ impl Fabric {
                 if let Some(old) = self.up.insert(peer, conn) {
                     self.flood.link_down(now, old);
                 }
-                self.flood.link_up(now, conn);
+                self.flood.link_up(conn);
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
                 self.admission.renew_if_due(now, conn, peer);
                 self.events.push_back(Event::PeerUp {
@@ -101,7 +101,7 @@ impl Fabric {
                 if let Some(old) = self.up.insert(peer, conn) {
                     self.flood.link_down(now, old);
                 }
-                self.flood.link_up(now, conn);
+                self.flood.link_up(conn);
                 // Frames in flight on the old connection may be lost: each transfer says again what it last said.
                 self.transfers_input(now, transfer::Input::PeerUp { peer });
                 self.events.push_back(Event::PeerMoved { peer, conn });

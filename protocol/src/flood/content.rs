@@ -8,6 +8,7 @@ use crate::cbor::{self, DecodeError, List, Text, wire_map};
 use crate::cert::{CertificateError, Delegation, Member, Membership, MeshRoot};
 use crate::flood::{Item, ItemKind, hash_of};
 use crate::sign::{Domain, Signed};
+use crate::table::Place;
 use crate::types::NodeSignature;
 use crate::{Address, NodeId, PeerId, Serial, UnixMillis};
 
@@ -82,6 +83,41 @@ pub struct Record {
     pub body: RecordBody,
     /// The hash of the item that says so ([`hash_of`]).
     pub hash: u64,
+    pub(crate) places: Places,
+}
+
+/// Where a record, and its claim to its first node, are among those that the peers of a process have in common.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) record: Place,
+    pub(crate) claim: Place,
+}
+
+impl Clone for Places {
+    /// A copy is another object, which nobody has.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Places {
+    /// They say nothing about the record.
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Record {
+    /// Makes one whose item was checked.
+    #[must_use]
+    pub fn new(member: Member, body: RecordBody, hash: u64) -> Self {
+        Self {
+            member,
+            body,
+            hash,
+            places: Places::default(),
+        }
+    }
 }
 
 /// What a valid item says.
@@ -125,7 +161,7 @@ pub fn check(signed: &Signed, root: &MeshRoot, now: UnixMillis) -> Result<Conten
         ItemKind::Record => {
             let (member, body) = check_record(&item, root, origin, now)?;
             let hash = hash_of(signed);
-            Ok(Content::Record(Arc::new(Record { member, body, hash })))
+            Ok(Content::Record(Arc::new(Record::new(member, body, hash))))
         }
         ItemKind::Revocation => {
             let revocation = check_revocation(&item, root, origin, now)?;

@@ -10,8 +10,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::{Flood, Link};
+use crate::ConnId;
 use crate::frame::{Forwarding, Frame};
-use crate::{ConnId, Now};
 
 /// How many neighbors are to forward items to a peer: one may hang and another one be slow.
 pub(super) const COPIES: usize = 3;
@@ -72,7 +72,7 @@ impl Flood {
     }
 
     /// Takes a declined neighbor back when too few are left that forward, and looks for what was missed.
-    pub(super) fn keep_sources(&mut self, now: Now) {
+    pub(super) fn keep_sources(&mut self) {
         let (declined, sources): (Vec<(&ConnId, &Link)>, Vec<_>) =
             self.links.iter().partition(|(_, link)| link.declined);
         if sources.len() >= COPIES || declined.is_empty() {
@@ -85,7 +85,7 @@ impl Flood {
             link.late = 0;
         }
         self.ask(conn, true);
-        self.send_summary(now, conn);
+        self.compare(conn);
     }
 
     /// Takes note whether a neighbor wants what this peer forwards.

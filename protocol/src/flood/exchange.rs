@@ -1,16 +1,15 @@
-//! What goes out on the links: comparisons of databases, and batches of items.
+//! What goes out on the links: items in batches, those that are new and those that a comparison has shown to be lacking.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{
-    ANSWER_INTERVAL, BATCH_DELAY, BATCH_INTERVAL, Flood, Held, ITEMS_PER_FRAME_MAX, ItemKind, Link,
-    STRAY_SUMMARIES_MAX, SUMMARIES_MAX, Version, order,
+    BATCH_DELAY, BATCH_INTERVAL, Flood, Fresh, Held, ITEMS_PER_FRAME_MAX, ItemKind, Source, Version, order,
 };
 use crate::cbor::List;
-use crate::frame::{DIGEST_VERSIONS_MAX, Digest, Frame, Items, SUMMARY_BUCKETS, Summary, Versions};
-use crate::table::Table;
+use crate::frame::{Frame, Items};
+use crate::table::{Status, Table};
 use crate::{ConnId, Instant, Now, PeerId};
 
 /// Frames of items are closed at this size, so that with one more item they stay below the frame limit.
@@ -20,112 +19,15 @@ const FRAME_FILL_BYTES: usize = 44 * 1024;
 const ECHOES_MAX: usize = 16 * 1024;
 
 impl Flood {
-    /// Starts flooding over a connection, with a comparison of the databases. [FLOOD-3]
-    pub fn link_up(&mut self, now: Now, conn: ConnId) {
-        self.links.insert(conn, Link::default());
-        self.send_summary(now, conn);
-    }
-
-    /// Stops flooding over a connection.
-    pub fn link_down(&mut self, now: Now, conn: ConnId) {
-        self.links.remove(&conn);
-        self.keep_sources(now);
-    }
-
-    pub(super) fn send_summary(&mut self, now: Now, conn: ConnId) {
-        if let Some(link) = self.links.get_mut(&conn) {
-            link.summary_at = now.mono;
-            link.digests = (link.digests + SUMMARY_BUCKETS).min(2 * SUMMARY_BUCKETS);
-        }
-        let summary = Frame::Summary(Summary(self.summary()));
-        self.transmits.push_back((conn, summary));
-    }
-
-    /// Compares with every neighbor again.
-    pub(super) fn compare_with_all(&mut self, now: Now) {
-        let conns: Vec<ConnId> = self.links.keys().copied().collect();
-        conns.into_iter().for_each(|conn| self.send_summary(now, conn));
-    }
-
-    /// Compares with one neighbor again, drawn at random.
-    pub(super) fn compare_again(&mut self, now: Now) {
-        let count = self.links.len() as u64;
-        if count > 0 {
-            let index = usize::try_from(self.random.below(count)).unwrap_or(0);
-            if let Some(conn) = self.links.keys().nth(index).copied() {
-                self.send_summary(now, conn);
-            }
-        }
-    }
-
-    /// Answers a neighbor's summary with what this peer has in the buckets that differ. [FLOOD-5]
-    ///
-    /// The first bucket is drawn at random: a newcomer dials those whom it hears of first, and would otherwise always
-    /// choose the peers with the lowest keys.
-    pub fn handle_summary(&mut self, now: Now, conn: ConnId, summary: &Summary) {
-        // Two peers that have just dialled each other may use different connections for a moment.
-        let (come, most) = match self.links.get_mut(&conn) {
-            Some(link) => (&mut link.summaries, SUMMARIES_MAX),
-            None => (&mut self.stray_summaries, STRAY_SUMMARIES_MAX),
-        };
-        *come += 1;
-        if *come > most {
-            return;
-        }
-        // What the other side lacks it says in answer to a summary of this one. [FLOOD-3]
-        let quiet = |link: &Link| now.mono.since(link.summary_at) >= ANSWER_INTERVAL;
-        if summary.0 != self.summary() && self.links.get(&conn).is_some_and(quiet) {
-            self.send_summary(now, conn);
-        }
-        let start = usize::try_from(self.random.below(SUMMARY_BUCKETS as u64)).unwrap_or(0);
-        for index in (start..SUMMARY_BUCKETS).chain(0..start) {
-            let theirs = summary.0.get(index).copied().unwrap_or(0);
-            // Whoever has nothing in a bucket has nothing to send, and says itself what it lacks.
-            if theirs == 0 || self.items.hash_of(index) == theirs {
-                continue;
-            }
-            let hashes = self.bucket_items(index).map(|held| held.version.hash());
-            let digest = Digest {
-                bucket: u8::try_from(index).unwrap_or(u8::MAX),
-                versions: Versions(hashes.take(DIGEST_VERSIONS_MAX).collect()),
-            };
-            self.transmits.push_back((conn, Frame::Digest(digest)));
-        }
-    }
-
-    /// Sends a neighbor what its digest shows that it lacks. [FLOOD-6]
-    pub fn handle_digest(&mut self, now: Now, conn: ConnId, digest: &Digest) {
-        // Each may cost an answer as large as a bucket of the database.
-        let Some(link) = self.links.get_mut(&conn).filter(|link| link.digests > 0) else {
-            return;
-        };
-        link.digests -= 1;
-        let mut theirs = digest.versions.0.clone();
-        theirs.sort_unstable();
-        let lacking: Vec<Arc<Version>> = self
-            .bucket_items(usize::from(digest.bucket))
-            .filter(|held| theirs.binary_search(&held.version.hash()).is_err())
-            .map(|held| Arc::clone(&held.version))
-            .collect();
-        if let Some(link) = self.links.get_mut(&conn)
-            && !lacking.is_empty()
-        {
-            link.lacking.extend(lacking);
-            self.answer_at.get_or_insert(now.mono.after(BATCH_DELAY));
-        }
-    }
-
-    fn bucket_items(&self, index: usize) -> impl Iterator<Item = &Held> {
-        let first = u8::try_from(index).unwrap_or(u8::MAX);
-        self.items
-            .iter_from(u32::from(first) << 24)
-            .take_while(move |held| held.version.key().origin.0[0] == first)
+    pub(super) fn bucket_items(&self, bucket: u8) -> impl Iterator<Item = &Held> {
+        self.items.iter_bucket(usize::from(bucket))
     }
 
     /// Queues an accepted version for every neighbor but the one that it came from.
-    pub(super) fn forward(&mut self, now: Now, version: &Arc<Version>, from: Option<ConnId>) {
+    pub(super) fn forward(&mut self, now: Now, version: &Arc<Version>, from: Option<Source>) {
         if !self.links.is_empty() {
-            self.fresh.push((Arc::clone(version), from));
+            let version = Arc::clone(version);
+            self.fresh.push(Fresh { version, from });
             let paced = self
                 .forwarded_at
                 .map_or(Instant(0), |at| at.after(BATCH_INTERVAL));
@@ -159,14 +61,15 @@ impl Flood {
             self.forwarded_at = Some(now.mono);
             fresh = core::mem::take(&mut self.fresh);
             // What was replaced meanwhile is not sent.
-            fresh.retain(|(version, _)| is_current(&self.items, version));
+            fresh.retain(|fresh| is_current(&self.items, &fresh.version));
         }
         let forced = if forwards { self.forced() } else { Vec::new() };
         let mut links = core::mem::take(&mut self.links);
         for (conn, link) in &mut links {
             let mut lacking = core::mem::take(&mut link.lacking);
             lacking.retain(|version| is_current(&self.items, version));
-            if !forwards && lacking.is_empty() {
+            let answers = core::mem::take(&mut link.answers);
+            if !forwards && answers == 0 {
                 continue;
             }
             link.echoes.sort_unstable();
@@ -177,14 +80,23 @@ impl Flood {
             // [FLOOD-14]
             let open = !link.unwanted || forced.contains(conn);
             let local = self.local;
+            // It has most of what others were asked for, and says what it lacks of that when its turn comes.
+            let compares = link.owes || self.fill.asks(*conn);
             let new = fresh
                 .iter()
-                .filter(|(_, from)| *from != Some(*conn))
-                .map(|(version, _)| version)
+                .filter(|fresh| {
+                    fresh
+                        .from
+                        .is_none_or(|from| from.conn != *conn && !(from.asked && compares))
+                })
+                .map(|fresh| &fresh.version)
                 .filter(|version| open || goes_to_all(version, local))
                 // An item that is new and was asked for goes once.
                 .filter(|version| !has(version) && asked.binary_search(&version.hash()).is_err());
-            send_items(&mut self.transmits, *conn, new.chain(&lacking));
+            send_items(&mut self.transmits, *conn, new, None);
+            if answers > 0 {
+                send_items(&mut self.transmits, *conn, lacking.iter(), Some(answers));
+            }
             if self.fresh.is_empty() {
                 link.echoes.clear();
             } else {
@@ -203,34 +115,40 @@ fn goes_to_all(version: &Version, local: PeerId) -> bool {
     version.key().origin == local || version.key().kind == ItemKind::Revocation
 }
 
-/// Queues items for a connection, in frames.
+/// Queues items for a connection, in frames; where they were asked for, the last one says how many digests are answered.
 fn send_items<'a>(
     transmits: &mut VecDeque<(ConnId, Frame)>,
     conn: ConnId,
     items: impl Iterator<Item = &'a Arc<Version>>,
+    answers: Option<u32>,
 ) {
     let mut batch = Vec::new();
     let mut bytes = 0;
-    let mut send = |batch: &mut Vec<Arc<Version>>| {
+    let mut send = |batch: &mut Vec<Arc<Version>>, answers| {
         let items = List(core::mem::take(batch));
-        transmits.push_back((conn, Frame::Items(Items { items })));
+        transmits.push_back((conn, Frame::Items(Items { items, answers })));
     };
     for version in items {
-        bytes += version.signed().as_bytes().len();
-        batch.push(Arc::clone(version));
         if batch.len() == ITEMS_PER_FRAME_MAX || bytes >= FRAME_FILL_BYTES {
-            send(&mut batch);
+            send(&mut batch, answers.map(|_| 0));
             bytes = 0;
         }
+        bytes += version.signed().as_bytes().len();
+        batch.push(Arc::clone(version));
     }
-    if !batch.is_empty() {
-        send(&mut batch);
+    if !batch.is_empty() || answers.is_some() {
+        send(&mut batch, answers);
     }
 }
 
-fn is_current(items: &Table<Held>, version: &Version) -> bool {
-    let key = version.key();
-    items
-        .get(key.origin.lead(), order(key))
-        .is_some_and(|held| held.version.sequence() == version.sequence())
+fn is_current(items: &Table<Held>, version: &Arc<Version>) -> bool {
+    let is = |held: &Held| Arc::ptr_eq(&held.version, version);
+    match items.status(version.place().get(), is) {
+        Status::Member => true,
+        Status::Absent => false,
+        Status::Unknown => {
+            let held = items.get(version.lead(), order(version.key()));
+            held.is_some_and(|held| held.version.sequence() == version.sequence())
+        }
+    }
 }

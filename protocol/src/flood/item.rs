@@ -8,6 +8,7 @@ use super::content::Content;
 use crate::cbor::{self, Blob, DecodeError, Decoder, Encoder, Value, wire_map};
 use crate::cert::CLOCK_SKEW_MAX;
 use crate::sign::Signed;
+use crate::table::Place;
 use crate::{PeerId, UnixMillis};
 
 /// The largest content of an item, in bytes.
@@ -131,6 +132,8 @@ pub struct Version {
     /// The hash of the signed bytes, once somebody has asked for it; 0 before. Most of what arrives is known already
     /// and never hashed.
     hash: AtomicU64,
+    /// Where it is among the versions that the peers of a process have in common.
+    place: Place,
     /// What a check of this very object has found, and when, for the other peers of a process that share checks.
     vouched: spin::Once<(Content, UnixMillis)>,
 }
@@ -157,6 +160,7 @@ impl Version {
             issued: item.issued,
             expires: item.expires(),
             hash: AtomicU64::new(0),
+            place: Place::default(),
             vouched: spin::Once::new(),
             signed,
         }))
@@ -209,6 +213,11 @@ impl Version {
         let hash = hash_of(&self.signed);
         self.hash.store(hash, Ordering::Relaxed);
         hash
+    }
+
+    /// Returns where it is among the versions that the peers of a process have in common.
+    pub(super) const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Notes what a check has found, for others who get the same object.

@@ -52,6 +52,11 @@ impl Unchecked {
         self.out == 0 && self.waiting.is_empty()
     }
 
+    /// Tells whether items of a connection are being checked, or wait for that.
+    pub(super) fn holds(&self, conn: ConnId) -> bool {
+        self.of.contains_key(&conn)
+    }
+
     /// Counts an item, unless its connection has too many already.
     pub(super) fn hold(&mut self, conn: ConnId, version: &Version) -> bool {
         let (bytes, own) = (

@@ -34,6 +34,14 @@ fn every_frame() -> Vec<Frame> {
     frames
 }
 
+fn summary() -> Summary {
+    Summary {
+        hashes: BucketHashes((0..256).collect()),
+        answer: Some(true),
+        items: 10_000,
+    }
+}
+
 fn most_frames() -> Vec<Frame> {
     let transfer = TransferId([9; 16]);
     let key = SigningKey::from_bytes(&[1; 32]);
@@ -52,13 +60,14 @@ fn most_frames() -> Vec<Frame> {
             incarnation: u64::MAX,
             agent: Text(String::from("x")),
         }),
-        Frame::Summary(Summary((0..256).collect())),
+        Frame::Summary(summary()),
         Frame::Digest(Digest {
-            bucket: 7,
+            buckets: Buckets::from_iter([0, 7, 255]),
             versions: Versions(vec![7, u64::MAX]),
         }),
         Frame::Items(Items {
             items: List(vec![Version::read(item).unwrap()]),
+            answers: Some(3),
         }),
         Frame::Forwarding(Forwarding { wanted: false }),
         Frame::Offer(OfferFrame {
@@ -147,10 +156,11 @@ fn the_largest_batches_fit_into_a_frame() {
     let item = Version::read(key.sign(Domain::Item, &crate::cbor::to_bytes(&item))).unwrap();
     let items = Items {
         items: List(vec![item.clone(), item.clone(), item]),
+        answers: Some(u32::MAX),
     };
     assert!(Frame::Items(items).to_bytes().len() <= FRAME_BYTES_MAX);
     let digest = Digest {
-        bucket: 255,
+        buckets: (0..=255).collect(),
         versions: Versions(vec![u64::MAX; DIGEST_VERSIONS_MAX]),
     };
     assert!(Frame::Digest(digest).to_bytes().len() <= FRAME_BYTES_MAX);

@@ -53,6 +53,7 @@ impl Neighbors {
         };
         self.conns.insert(id, conn);
         self.timers.insert((hello_due, Timer::Conn(id)));
+        self.filter.add(&peer_id);
         let peer = self.peers.entry(peer_id).or_insert_with(Peer::new);
         peer.conns.push(id);
         let oldest = (peer.conns.len() > CONNECTIONS_PER_PEER_MAX).then(|| peer.conns[0]);

@@ -138,7 +138,8 @@ impl Neighbors {
     /// says so.
     pub(crate) fn has_place(&mut self, id: PeerId, bootstrap: bool) -> bool {
         let full = self.peers.len() >= PEERS_KNOWN_MAX;
-        if full && !self.peers.contains_key(&id) && !(bootstrap && self.bootstraps.len() < BOOTSTRAPS_MAX) {
+        let known = self.filter.may_hold(&id) && self.peers.contains_key(&id);
+        if full && !known && !(bootstrap && self.bootstraps.len() < BOOTSTRAPS_MAX) {
             // Reservoir sampling: whoever comes is as likely to be kept as those who came before.
             self.strangers_seen += 1;
             let seen = PEERS_KNOWN_MAX as u64 + self.strangers_seen;
@@ -164,6 +165,7 @@ impl Neighbors {
             return;
         }
         addresses.truncate(ADDRESSES_PER_PEER_MAX);
+        self.filter.add(&id);
         let peer = self.peers.entry(id).or_insert_with(Peer::new);
         let slot = if bootstrap {
             &mut peer.given
@@ -195,6 +197,7 @@ impl Neighbors {
         if id == self.config.local {
             return;
         }
+        self.filter.add(&id);
         let peer = self.peers.entry(id).or_insert_with(Peer::new);
         peer.wants = peer.wants.saturating_add(1);
         peer.idle_at = None;

@@ -161,6 +161,7 @@ impl Neighbors {
         }
         if empty {
             self.peers.remove(&id);
+            self.filter = self.peers.keys().collect();
             self.bootstraps.remove(&id);
         }
     }

@@ -53,6 +53,16 @@ impl Default for PeerOptions {
 }
 
 impl PeerOptions {
+    /// Returns those of a process that joins and ends: it has no neighbors.
+    #[must_use]
+    pub fn joining() -> Self {
+        Self {
+            degree_min: 0,
+            degree_max: 0,
+            ..Self::default()
+        }
+    }
+
     /// Returns those of a peer that is connected to at most `max` others, and leaves as much of that to those who dial it
     /// as usual.
     #[must_use]
@@ -267,6 +277,11 @@ impl World {
     /// Makes every new transfer to a peer end with a fault, or lets them again.
     pub fn set_refuses(&mut self, index: PeerIndex, fault: Option<transfer::Fault>) {
         self.peers[index.0].disk.refuses = fault;
+    }
+
+    /// Configures a peer otherwise from its next start on.
+    pub fn set_options(&mut self, index: PeerIndex, options: PeerOptions) {
+        self.peers[index.0].options = options;
     }
 
     /// Starts a peer with what its disk has.

@@ -58,13 +58,21 @@ impl Trace {
         match frame {
             Frame::Items(items) => {
                 self.word(items.items.len() as u64);
+                self.word(u64::from(items.answers.unwrap_or(0)));
                 for version in items.items.iter() {
                     self.word(version.hash());
                 }
             }
-            Frame::Summary(summary) => summary.0.iter().for_each(|hash| self.word(*hash)),
+            Frame::Summary(summary) => {
+                self.word(u64::from(summary.answer == Some(true)));
+                self.word(u64::from(summary.items));
+                summary.hashes.0.iter().for_each(|hash| self.word(*hash));
+            }
             Frame::Digest(digest) => {
-                self.word(u64::from(digest.bucket));
+                digest
+                    .buckets
+                    .iter()
+                    .for_each(|bucket| self.word(u64::from(bucket)));
                 self.word(digest.versions.0.len() as u64);
                 digest.versions.0.iter().for_each(|hash| self.word(*hash));
             }
@@ -97,15 +105,18 @@ pub(super) fn frame_bytes(frame: &Frame) -> u64 {
         Frame::Items(items) => {
             let signed = items.items.iter().map(|v| v.signed().as_bytes().len());
             let list = header(items.items.len()) + signed.map(|len| header(len) + len).sum::<usize>();
-            // The frame's array and type, the map with its one key.
-            (4 + list) as u64
+            // The frame's array and type, the map with its key, and with a second one for a number.
+            let answers = items.answers.map_or(0, |answers| 1 + header(answers as usize));
+            (4 + list + answers) as u64
         }
-        Frame::Summary(summary) => (4 + header(summary.0.len() * 8) + summary.0.len() * 8) as u64,
+        Frame::Summary(summary) => {
+            let (bytes, answer) = (summary.hashes.0.len() * 8, summary.answer.map_or(0, |_| 2));
+            (5 + header(bytes) + bytes + answer + header(summary.items as usize)) as u64
+        }
         Frame::Digest(digest) => {
             let bytes = digest.versions.0.len() * 8;
-            // The map has two keys, and the number of the bucket is one byte or two.
-            let bucket = header(usize::from(digest.bucket));
-            (5 + bucket + header(bytes) + bytes) as u64
+            // The map has two keys, and a set of buckets has 32 bytes.
+            (5 + header(32) + 32 + header(bytes) + bytes) as u64
         }
         other => other.to_bytes().len() as u64,
     }
@@ -115,7 +126,7 @@ pub(super) fn frame_bytes(frame: &Frame) -> u64 {
 mod tests {
     use hyperfabric_protocol::cbor::{self, List};
     use hyperfabric_protocol::flood::{Item, ItemKind, Version};
-    use hyperfabric_protocol::frame::{Digest, Items, Summary, Versions};
+    use hyperfabric_protocol::frame::{BucketHashes, Digest, Items, Summary, Versions};
     use hyperfabric_protocol::sign::Domain;
     use hyperfabric_protocol::{SigningKey, UnixMillis};
 
@@ -137,14 +148,25 @@ mod tests {
             let version =
                 Version::read(key.sign(Domain::Item, &cbor::to_bytes(&item))).expect("it is an item");
             let items = List(vec![version; count]);
-            let frame = Frame::Items(Items { items });
+            for answers in [None, Some(1), Some(23), Some(24), Some(256), Some(u32::MAX)] {
+                let items = items.clone();
+                let frame = Frame::Items(Items { items, answers });
+                assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
+            }
+        }
+        for (answer, items) in [(None, 0), (Some(true), 23), (None, 24), (None, 70_000)] {
+            let hashes = BucketHashes(vec![1; 256]);
+            let frame = Frame::Summary(Summary {
+                hashes,
+                answer,
+                items,
+            });
             assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
         }
-        let frame = Frame::Summary(Summary(vec![1; 256]));
-        assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
         for (bucket, count) in [(0, 0), (23, 2), (24, 3), (255, 40), (9, 4000)] {
             let versions = Versions(vec![1; count]);
-            let frame = Frame::Digest(Digest { bucket, versions });
+            let buckets = (0..=bucket).collect();
+            let frame = Frame::Digest(Digest { buckets, versions });
             assert_eq!(frame_bytes(&frame), frame.to_bytes().len() as u64);
         }
     }

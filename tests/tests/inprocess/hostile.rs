@@ -167,9 +167,7 @@ async fn flood(raw: &Raw, to: SocketAddr, mut record: impl FnMut(u64) -> Signed)
             .map(&mut record)
             .map(read)
             .collect();
-        let items = Frame::Items(Items {
-            items: List::truncating(items),
-        });
+        let items = Frame::Items(Items::new(List::truncating(items)));
         if control.write(&items).await.is_err() {
             break;
         }

@@ -17,8 +17,8 @@ use hyperfabric_protocol::cbor::{self, List, Text};
 use hyperfabric_protocol::cert::Membership;
 use hyperfabric_protocol::flood::{Item, ItemKind, Version};
 use hyperfabric_protocol::frame::{
-    Abort, Accept, Delivered, Digest, Finish, Frame, Items, JoinRequest, OfferFrame, Progress, RenewRequest,
-    Summary, Versions,
+    Abort, Accept, BucketHashes, Delivered, Digest, Finish, Frame, Items, JoinRequest, OfferFrame, Progress,
+    RenewRequest, Summary, Versions,
 };
 use hyperfabric_protocol::sign::Domain;
 use hyperfabric_protocol::transfer::{CHUNK_BYTES, ChunkRanges, Fault, Offer, PayloadKind};
@@ -184,12 +184,7 @@ fn floods_of_flooding_cost_bounded_memory_and_stop_nobody() {
             let item = Item::new(kind, id, sequence, now, Duration::from_secs(3600), body);
             Version::read(raw.key.sign(Domain::Item, &cbor::to_bytes(&item))).unwrap()
         };
-        let items = |items| {
-            Frame::Items(Items {
-                items: List::truncating(items),
-            })
-            .to_bytes()
-        };
+        let items = |items| Frame::Items(Items::new(List::truncating(items))).to_bytes();
         // Signed well, and never taken: the victim has to check each.
         let mut large = (0..4)
             .map(|n| own(&raws[0], ItemKind::Record, n, 1, &padding))
@@ -216,12 +211,21 @@ fn floods_of_flooding_cost_bounded_memory_and_stop_nobody() {
             )
             .await;
         assert!(outcome.contains(CUT_OFF), "{outcome}");
-        let summary = |n: u32| Frame::Summary(Summary(vec![u64::from(n); 256])).to_bytes();
+        let summary = |n: u32| {
+            let hashes = BucketHashes(vec![u64::from(n); 256]);
+            let answer = Some(true);
+            Frame::Summary(Summary {
+                hashes,
+                answer,
+                items: n,
+            })
+            .to_bytes()
+        };
         siege.assault("summaries", siege.frames(&raws[3], summary)).await;
         let digest = |n: u32| {
-            let bucket = u8::try_from(n % 256).unwrap();
+            let first = u8::try_from(n % 256).unwrap();
             Frame::Digest(Digest {
-                bucket,
+                buckets: (first..=255).collect(),
                 versions: Versions::default(),
             })
             .to_bytes()

@@ -6,7 +6,7 @@ use hyperfabric_protocol::cert::{CERTIFICATE_VALIDITY, MeshRoot};
 use hyperfabric_protocol::fabric::FabricConfig;
 use hyperfabric_protocol::flood::content::revocation_id;
 use hyperfabric_protocol::flood::{Item, ItemKind, Revocation};
-use hyperfabric_protocol::frame::{Items, Summary};
+use hyperfabric_protocol::frame::{BucketHashes, Items, Summary};
 use hyperfabric_protocol::sign::Domain;
 use hyperfabric_protocol::{NodeId, Now, PeerId, Serial, Signed, SigningKey, cbor};
 
@@ -98,10 +98,16 @@ async fn a_newcomer_is_sent_more_items_than_a_control_queue_holds() {
     assert!(connection.is_open());
 }
 
-fn flood() -> Frame {
-    Frame::Items(Items {
-        items: cbor::List(Vec::new()),
+fn summary() -> Frame {
+    Frame::Summary(Summary {
+        hashes: BucketHashes(Vec::new()),
+        answer: None,
+        items: 0,
     })
+}
+
+fn flood() -> Frame {
+    Frame::Items(Items::new(cbor::List(Vec::new())))
 }
 
 #[tokio::test]
@@ -120,9 +126,9 @@ async fn floods_wait_for_a_peer_that_does_not_read_and_other_frames_overtake_the
     }
     assert_eq!(taken, CONTROL_QUEUE_FRAMES_MAX / 2 + 2);
     for _ in 0..CONTROL_QUEUE_FRAMES_MAX / 2 - 1 {
-        link.send(&handle, Frame::Summary(Summary(vec![0; 0]))).unwrap();
+        link.send(&handle, summary()).unwrap();
     }
-    let full = link.send(&handle, Frame::Summary(Summary(vec![0; 0])));
+    let full = link.send(&handle, summary());
     assert_eq!(full, Err(ControlSendError::Full));
     while link.floods.len() < FLOODS_MAX {
         link.send(&handle, flood()).unwrap();
