@@ -176,10 +176,10 @@ impl<T: Row> Table<T> {
         own.chain(shared).skip_while(move |row| row.lead() < lead)
     }
 
-    /// Returns the rows of a bucket, in order.
-    pub(crate) fn iter_bucket(&self, bucket: usize) -> impl Iterator<Item = &T> {
+    /// Returns the rows of a bucket, in order, with their hashes.
+    pub(crate) fn iter_bucket(&self, bucket: usize) -> impl Iterator<Item = (u64, &T)> {
         let (own, shared) = self.rows.both();
-        let own = own.get(bucket).into_iter().flatten();
+        let own = own.get(bucket).into_iter().flatten().map(|row| (row.hash(), row));
         own.chain(
             shared
                 .into_iter()

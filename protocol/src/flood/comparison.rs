@@ -230,7 +230,7 @@ impl Flood {
     fn ask_for(&mut self, conn: ConnId, buckets: &Buckets) -> Vec<Buckets> {
         let mut digests: Vec<Digest> = Vec::new();
         for bucket in buckets.iter() {
-            let hashes = self.bucket_items(bucket).map(|held| held.version.hash());
+            let hashes = self.bucket_items(bucket).map(|(hash, _)| hash);
             let hashes: Vec<u64> = hashes.take(DIGEST_VERSIONS_MAX).collect();
             let fits = |digest: &&mut Digest| digest.versions.0.len() + hashes.len() <= DIGEST_VERSIONS_MAX;
             match digests.last_mut().filter(fits) {
@@ -285,8 +285,8 @@ impl Flood {
         let lacking: Vec<Arc<Version>> = order
             .filter(|bucket| digest.buckets.contains(*bucket))
             .flat_map(|bucket| self.bucket_items(bucket))
-            .filter(|held| theirs.binary_search(&held.version.hash()).is_err())
-            .map(|held| Arc::clone(&held.version))
+            .filter(|(hash, _)| theirs.binary_search(hash).is_err())
+            .map(|(_, held)| Arc::clone(&held.version))
             .collect();
         if let Some(link) = self.links.get_mut(&conn) {
             link.lacking.extend(lacking);

@@ -19,7 +19,8 @@ const FRAME_FILL_BYTES: usize = 44 * 1024;
 const ECHOES_MAX: usize = 16 * 1024;
 
 impl Flood {
-    pub(super) fn bucket_items(&self, bucket: u8) -> impl Iterator<Item = &Held> {
+    /// Returns the items of a bucket, with the hashes of their versions.
+    pub(super) fn bucket_items(&self, bucket: u8) -> impl Iterator<Item = (u64, &Held)> {
         self.items.iter_bucket(usize::from(bucket))
     }
 

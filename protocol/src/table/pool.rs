@@ -66,6 +66,7 @@ pub(crate) enum Status {
 #[derive(Debug)]
 struct Cell<T> {
     row: T,
+    hash: u64,
     /// How many tables have it.
     uses: AtomicU32,
     /// Whether no other row that a table has begins with its lead.
@@ -91,7 +92,7 @@ struct Index {
     len: u32,
 }
 
-impl<T> Shelf<T> {
+impl<T: Row> Shelf<T> {
     const fn new() -> Self {
         Self {
             blocks: [const { Once::new() }; BLOCKS],
@@ -122,6 +123,7 @@ impl<T> Shelf<T> {
         let (block, place) = Self::place(slot);
         let cells = self.blocks[block].call_once(|| (0..BLOCK_MIN << block).map(|_| Once::new()).collect());
         cells[place].call_once(|| Cell {
+            hash: row.hash(),
             row,
             uses: AtomicU32::new(0),
             alone: AtomicBool::new(false),
@@ -142,7 +144,7 @@ impl<T> Clone for Pool<T> {
     }
 }
 
-impl<T> Default for Pool<T> {
+impl<T: Row> Default for Pool<T> {
     fn default() -> Self {
         Self(Arc::new(Shelf::new()))
     }
@@ -274,7 +276,8 @@ impl<T: Row> Members<T> {
         let mut index = shelf.index.lock();
         let equal: Vec<Slot> = shelf.equal(&index, row.lead(), &by).collect();
         let old = equal.iter().copied().find(|slot| self.has(*slot));
-        let same = |slot: &Slot| shelf.get(*slot).is_some_and(|other| other.hash() == row.hash());
+        let hash = row.hash();
+        let same = |slot: &Slot| shelf.cell(*slot).is_some_and(|other| other.hash == hash);
         let slot = match equal.iter().copied().find(same) {
             Some(slot) => slot,
             None => shelf.add(&mut index, row, by),
@@ -292,29 +295,32 @@ impl<T: Row> Members<T> {
         self.give_up(slot)
     }
 
-    fn own<'a>(&'a self, entries: &[Entry]) -> impl Iterator<Item = &'a T> + use<'a, T> {
+    fn own<'a>(&'a self, entries: &[Entry]) -> impl Iterator<Item = &'a Cell<T>> + use<'a, T> {
         let slots = entries
             .iter()
             .map(|(_, slot)| *slot)
             .filter(|slot| self.has(*slot));
         let slots: Vec<Slot> = slots.collect();
-        slots.into_iter().filter_map(|slot| self.pool.0.get(slot))
+        slots.into_iter().filter_map(|slot| self.pool.0.cell(slot))
     }
 
     /// Returns the rows with a lead, in order.
     pub(super) fn iter_with(&self, lead: u32) -> impl Iterator<Item = &T> {
-        self.own(with_lead(&self.pool.0.index.lock(), lead))
+        let own = self.own(with_lead(&self.pool.0.index.lock(), lead));
+        own.map(|cell| &cell.row)
     }
 
-    /// Returns the rows of a bucket, in order.
-    pub(super) fn iter_bucket(&self, bucket: usize) -> impl Iterator<Item = &T> {
+    /// Returns the rows of a bucket, in order, with their hashes.
+    pub(super) fn iter_bucket(&self, bucket: usize) -> impl Iterator<Item = (u64, &T)> {
         let index = self.pool.0.index.lock();
-        self.own(index.buckets.get(bucket).map_or(&[][..], Vec::as_slice))
+        let own = self.own(index.buckets.get(bucket).map_or(&[][..], Vec::as_slice));
+        own.map(|cell| (cell.hash, &cell.row))
     }
 
     /// Returns the rows from a bucket on, in order.
     pub(super) fn iter_from(&self, bucket: usize) -> impl Iterator<Item = &T> {
-        (bucket..BUCKETS).flat_map(|bucket| self.iter_bucket(bucket))
+        let all = (bucket..BUCKETS).flat_map(|bucket| self.iter_bucket(bucket));
+        all.map(|(_, row)| row)
     }
 }
 

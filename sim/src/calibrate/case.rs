@@ -12,12 +12,12 @@ use crate::topology::{Reach, Shape, Topology};
 /// Places between which peers are spread: enough for some hundred different latencies.
 const SITES: usize = 24;
 /// How far they are apart, one way: so far that a handshake's computing, and the pauses of a busy machine, do not count.
-const LATENCY: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(160));
+const LATENCY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 /// What a link carries, in bytes per second: 100 Mbit/s.
 const RATE: u64 = 12_500_000;
 /// How long starts are apart on average: a machine with two processors computes the handshakes of one newcomer
-/// meanwhile.
-const START_EVERY: Duration = Duration::from_millis(400);
+/// meanwhile, and those of a second one that happens to start with it.
+const START_EVERY: Duration = Duration::from_secs(1);
 /// How long all are left alone after the last start: beyond the minute after which neighbors have compared their
 /// databases and have let idle connections go.
 const REST: Duration = Duration::from_secs(90);

@@ -20,6 +20,10 @@ use crate::seed::{Draws, Stream};
 
 /// How long a dial takes to fail that nobody answers. [QUIC-12]
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Packets of a handshake that nobody has measured a round trip before: the dialler's first, and two of the answer.
+const HANDSHAKE_PACKETS: usize = 3;
+/// How long one of these is waited for before it is sent again (RFC 9002, 6.2.2, and quinn's default).
+const HANDSHAKE_PATIENCE: Duration = Duration::from_millis(999);
 /// Frames that may be under way on a connection. [QUIC-14]
 const UNREAD_FRAMES_MAX: u32 = 1_024;
 /// And how many bytes of them, beside what the link itself holds. [QUIC-14]
@@ -27,6 +31,10 @@ const UNREAD_BYTES_MAX: u64 = 1 << 20;
 
 /// What leaves in the first round trip: ten packets (RFC 9002, 7.2, and quinn's default).
 const WINDOW_START: u64 = 10 * PACKET_BYTES;
+/// What is left of that after a loss, in tenths (CUBIC, RFC 9438, 4.6), and what is left at least: two packets (RFC 9002,
+/// 7.2).
+const WINDOW_AFTER_LOSS: u64 = 7;
+const WINDOW_MIN: u64 = 2 * PACKET_BYTES;
 /// And what leaves at most: what a receiver has room for on one stream (`PROMPT_STREAM_WINDOW` of `hyperfabric_mesh`).
 const WINDOW_MAX: u64 = 128 << 10;
 
@@ -67,7 +75,11 @@ impl Flow {
                 );
                 return at.max(begun.after(pace)).after(conditions.transmission(bytes));
             }
-            self.window = (self.window * 2).min(WINDOW_MAX);
+            let grown = match self.slow_start {
+                true => self.window * 2,
+                false => self.window + PACKET_BYTES,
+            };
+            self.window = grown.min(WINDOW_MAX);
             at = at.max(self.round_ends);
             self.round_ends = at.after(round);
             self.round_bytes = 0;
@@ -118,6 +130,8 @@ struct Flow {
     unread_bytes: u64,
     /// What may leave in a round trip, what has left in this one, and when it ends.
     window: u64,
+    /// Whether no packet was lost so far.
+    slow_start: bool,
     round_bytes: u64,
     round_ends: Instant,
     jitter: Draws,
@@ -246,6 +260,10 @@ impl World {
             // Packet after packet was lost: the other side gives up, and with it the connection.
             return self.deafen(conn_id(conn.0 / 2, 1 - side));
         };
+        if !delay.is_zero() {
+            flow.slow_start = false;
+            flow.window = (flow.window * WINDOW_AFTER_LOSS / 10).max(WINDOW_MIN);
+        }
         let arrival = departure.after(latency + delay).max(flow.arrived);
         flow.arrived = arrival;
         let to = conn_id(conn.0 / 2, 1 - side);
@@ -339,18 +357,9 @@ impl World {
             .iter()
             .find_map(index_of)
             .filter(|to| to.0 < self.peers.len());
-        let to = known.filter(|to| self.answers(from, *to));
-        let delay = match to {
-            // Three flights until the acceptor lets the dialler in.
-            Some(to) => {
-                self.network
-                    .conditions(self.network.class(from, to))
-                    .latency
-                    .mean()
-                    * 3
-            }
-            None => DIAL_TIMEOUT,
-        };
+        let known = known.filter(|to| self.answers(from, *to));
+        let met = known.and_then(|to| Some((to, self.handshake(from, to)?)));
+        let (to, delay) = met.map_or((None, DIAL_TIMEOUT), |(to, delay)| (Some(to), delay));
         let dialling = Dialling {
             from,
             start,
@@ -359,6 +368,28 @@ impl World {
             purpose,
         };
         self.schedule(self.now.after(delay), Happening::Dial(Box::new(dialling)));
+    }
+
+    /// Returns how long it takes until an acceptor lets a dialler in, or `None` when the dialler does not wait for that.
+    fn handshake(&self, from: PeerIndex, to: PeerIndex) -> Option<Duration> {
+        let conditions = self.network.conditions(self.network.class(from, to));
+        // Dials have numbers of their own, apart from those of connections.
+        let draws = self
+            .seed
+            .stream(Stream::Loss, from.0 as u64, self.dials | 1 << 63);
+        let mut loss = LossState::new(draws);
+        let mut delay = conditions.latency.mean() * 3;
+        for _ in 0..HANDSHAKE_PACKETS {
+            let mut wait = HANDSHAKE_PATIENCE;
+            while loss.loses(conditions.loss) {
+                delay += wait;
+                wait *= 2;
+                if delay > DIAL_TIMEOUT {
+                    return None;
+                }
+            }
+        }
+        Some(delay)
     }
 
     fn answers(&self, from: PeerIndex, to: PeerIndex) -> bool {
@@ -428,6 +459,7 @@ impl World {
                 unread_frames: 0,
                 unread_bytes: 0,
                 window: WINDOW_START,
+                slow_start: true,
                 round_bytes: 0,
                 round_ends: self.now,
                 jitter: self.seed.stream(Stream::Jitter, number, connection),
