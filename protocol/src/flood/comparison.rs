@@ -25,7 +25,7 @@ const PARTS_OPEN: usize = 2;
 /// How long a neighbor that is asked for a part may be silent before others are asked: longer than most round trips.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it may take for its parts in all.
-const PATIENCE_MAX: Duration = Duration::from_secs(30);
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// How long after a fill another neighbor's turn comes to be compared with: by then what was under way has arrived, and
 /// the two databases are mostly equal.
 const OWED_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ impl Fill {
         self.taken.resize(SUMMARY_BUCKETS, 0);
         // Whoever was asked first may be a newcomer as well, and have little of what is there.
         let taken = &self.taken;
-        let is_free = |bucket: &u8| 2 * taken[usize::from(*bucket)] <= share.items;
+        let is_free = |bucket: &u8| taken[usize::from(*bucket)].saturating_mul(2) <= share.items;
         let own = share
             .differ
             .iter()

@@ -83,13 +83,14 @@ impl Flood {
             let local = self.local;
             // It has most of what others were asked for, and says what it lacks of that when its turn comes.
             let compares = link.owes || self.fill.asks(*conn);
+            let skips = |fresh: &&Fresh| {
+                let waits = compares && fresh.version.key().kind != ItemKind::Revocation;
+                let is_source = |from: Source| from.conn == *conn || from.asked && waits;
+                fresh.from.is_some_and(is_source)
+            };
             let new = fresh
                 .iter()
-                .filter(|fresh| {
-                    fresh
-                        .from
-                        .is_none_or(|from| from.conn != *conn && !(from.asked && compares))
-                })
+                .filter(|fresh| !skips(fresh))
                 .map(|fresh| &fresh.version)
                 .filter(|version| open || goes_to_all(version, local))
                 // An item that is new and was asked for goes once.

@@ -104,3 +104,67 @@ fn two_halves_of_a_mesh_that_meet_over_one_link_become_one() {
     net.run(Duration::from_secs(3));
     net.assert_equal(40);
 }
+
+#[test]
+fn what_was_asked_for_is_kept_from_those_who_are_compared_with_but_for_revocations() {
+    // [FLOOD-4]
+    let mut flood = Flood::new(key(0).peer_id(), Random::from_seed([0; 32]));
+    (0..3).for_each(|n| flood.link_up(ConnId(n)));
+    let summary = Summary {
+        hashes: BucketHashes(vec![99; SUMMARY_BUCKETS]),
+        answer: None,
+        items: 500,
+    };
+    for n in [0, 1] {
+        flood.handle_summary(START, ConnId(n), &summary);
+    }
+    while flood.poll_transmit().is_some() {}
+    let revocation = crate::cbor::to_bytes(&Revocation {
+        peer: key(9).peer_id(),
+        name: NodeId::new("n9").unwrap(),
+        serial: crate::Serial([9; 16]),
+        not_after: START.wall.after(Duration::from_secs(3600)),
+        delegation: None,
+    });
+    let id = content::revocation_id(&crate::Serial([9; 16]));
+    let signed = |by: u8, kind, id, body: &[u8]| {
+        let item = Item::new(kind, id, 1, START.wall, Duration::from_secs(600), body);
+        key(by).sign(Domain::Item, &crate::cbor::to_bytes(&item))
+    };
+    let answer = Items {
+        answers: Some(0),
+        ..items(vec![
+            signed(5, ItemKind::Record, 0, &record(5)),
+            signed(200, ItemKind::Revocation, id, &revocation),
+        ])
+    };
+    flood
+        .handle_items(START, ConnId(0), key(5).peer_id(), &answer)
+        .unwrap();
+    while let Some(job) = flood.poll_job() {
+        for (from, version) in job.items {
+            let result = content::check(version.signed(), &root(), START.wall);
+            let checked = Checked {
+                from,
+                version,
+                result,
+            };
+            flood.handle_checked(START, checked).unwrap();
+        }
+    }
+    let mut now = START;
+    now.mono = now.mono.after(BATCH_INTERVAL);
+    flood.handle_timeout(now);
+    let kinds = |(conn, frame): (ConnId, Frame)| match frame {
+        Frame::Items(items) => Some((
+            conn.0,
+            items.items.iter().map(|v| v.key().kind).collect::<Vec<_>>(),
+        )),
+        _ => None,
+    };
+    let sent: Vec<_> = core::iter::from_fn(|| flood.poll_transmit())
+        .filter_map(kinds)
+        .collect();
+    let (record, revocation) = (ItemKind::Record, ItemKind::Revocation);
+    assert_eq!(sent, [(1, vec![revocation]), (2, vec![record, revocation])]);
+}
